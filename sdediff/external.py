@@ -1,0 +1,270 @@
+"""The same flow and SDE handed to independent libraries: torchdiffeq, SciPy, torchsde. They go wherever a solver goes.
+
+The flow is given as dy/dclock = velocity in chosen coordinates, the clock shifted so that it starts at 0 and increases; it is never
+evaluated past either end. Adaptive methods use only the ends of the knots and have one error norm for the whole batch; fixed-step ones
+(torchdiffeq's "euler", "midpoint", "rk4", all of torchsde) step on the knots. Calls are counted as made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .combine import combine, linear
+from .coordinates import Coordinates, Time
+from .names import UserError, choose
+from .noise import Noise
+from .prediction import Model, ModelError
+from .result import Solution
+from .schedule import Knot
+from .solver import Facts
+
+_ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+_FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+_SCIPY = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
+_SDE = {
+    "euler": "ito",
+    "milstein": "ito",
+    "heun": "stratonovich",
+    "midpoint": "stratonovich",
+    "euler_heun": "stratonovich",
+}
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """dy/dtau of the probability flow, tau = |clock - clock(first knot)|, on [0, length]."""
+
+    model: Model
+    coordinates: Coordinates
+    first: Knot
+    last: Knot
+
+    @property
+    def length(self) -> float:
+        return abs(self.coordinates.clock(self.last) - self.coordinates.clock(self.first))
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.coordinates.clock(self.last) >= self.coordinates.clock(self.first) else -1.0
+
+    def tau(self, knots: Sequence[Knot]) -> list[float]:
+        """The knots on the shifted clock."""
+        return [abs(self.coordinates.clock(k) - self.coordinates.clock(self.first)) for k in knots]
+
+    def __call__(self, tau: float, y: Tensor) -> Tensor:
+        if tau <= 0:
+            t = self.first
+        elif tau >= self.length:
+            t = self.last
+        else:
+            t = self.coordinates.knot(self.first, self.coordinates.clock(self.first) + self.sign * tau)
+        p = self.model(combine(linear(y, self.coordinates.scale(t))), t)
+        return combine(self.coordinates.velocity(p) * self.sign)
+
+    def start(self, x: Tensor) -> Tensor:
+        return combine(linear(x, 1 / self.coordinates.scale(self.first)))
+
+    def end(self, y: Tensor) -> Tensor:
+        return combine(linear(y, self.coordinates.scale(self.last)))
+
+
+def _tolerances(rtol: float, atol: float) -> None:
+    if not (rtol > 0 and atol >= 0):
+        raise UserError(f"tolerances must be positive, not rtol={rtol} and atol={atol}.")
+
+
+@dataclass(frozen=True)
+class TorchDiffEq:
+    """torchdiffeq's `odeint` on the probability flow. method: dopri5, dopri8, bosh3, ... (adaptive) or rk4, midpoint, ... (on the knots)."""
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    coordinates: Coordinates = Time()
+
+    def __post_init__(self) -> None:
+        choose("torchdiffeq method", self.method, (*_ADAPTIVE, *_FIXED))
+        _tolerances(self.rtol, self.atol)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(f"torchdiffeq {self.method}; Chen 2018", inverse="approximate")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its own steps."""
+        return self.method in _ADAPTIVE
+
+    @property
+    def inverse(self) -> TorchDiffEq:
+        return self
+
+    def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None = None) -> Solution:
+        """From x at the first knot to the last. Raises `ModelError` if torchdiffeq gives up."""
+        from torchdiffeq import odeint
+
+        flow = _Flow(model, self.coordinates, knots[0], knots[-1])
+        visited = (knots[0], knots[-1]) if self.adaptive else tuple(knots)
+        tau = torch.tensor(flow.tau(visited), dtype=torch.float64)
+        options = {"step_t": tau[-1:]} if self.adaptive else {}
+        try:
+            y: Any = odeint(
+                lambda t, y: flow(float(t), y),
+                flow.start(x),
+                tau,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=self.method,
+                options=options,
+            )
+        except AssertionError as wrong:
+            raise _gave_up(self, wrong) from None
+        return Solution(flow.end(y[-1]), visited, 0)
+
+
+def _gave_up(delegate: object, why: object) -> ModelError:
+    return ModelError(
+        f"{delegate!r} gave up ({why}): the model is NaN or too rough for this tolerance; loosen it or use fixed steps."
+    )
+
+
+@dataclass(frozen=True)
+class SciPy:
+    """`scipy.integrate.solve_ivp` on the probability flow of the flattened batch, in float64; the network sees the state's dtype.
+
+    method "RK45" in Time coordinates with rtol = atol = 1e-5 is score-SDE's black-box sampler (Song et al. 2021, appendix D.4).
+    """
+
+    method: str = "RK45"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    coordinates: Coordinates = Time()
+
+    def __post_init__(self) -> None:
+        choose("SciPy method", self.method, _SCIPY)
+        _tolerances(self.rtol, self.atol)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(f"scipy.integrate.solve_ivp {self.method}; Song et al. 2021, D.4", inverse="approximate")
+
+    @property
+    def adaptive(self) -> bool:
+        return True
+
+    @property
+    def inverse(self) -> SciPy:
+        return self
+
+    def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None = None) -> Solution:
+        """From x at the first knot to the last. `reached` is false, with the reason, if SciPy gives up."""
+        from scipy.integrate import solve_ivp
+
+        flow = _Flow(model, self.coordinates, knots[0], knots[-1])
+
+        def field(tau: float, y: np.ndarray) -> np.ndarray:
+            state = torch.as_tensor(y.reshape(x.shape)).to(device=x.device, dtype=x.dtype)
+            velocity = flow(tau, state)
+            if not bool(torch.isfinite(velocity).all()):
+                raise ModelError(
+                    f"the model returned NaN or infinity (clock {flow.sign * tau:+g} from the start): check it there."
+                )
+            return velocity.double().cpu().numpy().ravel()
+
+        y0 = flow.start(x).double().cpu().numpy().ravel()
+        found = solve_ivp(field, (0.0, flow.length), y0, method=self.method, rtol=self.rtol, atol=self.atol)
+        y = torch.as_tensor(found.y[:, -1].reshape(x.shape)).to(device=x.device, dtype=x.dtype)
+        return Solution(
+            flow.end(y),
+            (knots[0], knots[-1]),
+            0,
+            reached=bool(found.success),
+            reason="" if found.success else found.message,
+        )
+
+
+class _Path:
+    """Our noise as the Brownian motion that torchsde asks for: increments between two values of tau."""
+
+    levy_area_approximation = "none"
+
+    def __init__(self, noise: Noise, clock: Callable[[float], float], like: Tensor):
+        self.noise, self.clock, self.like = noise, clock, like
+        self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
+
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+        w = self.noise(self.clock(float(ta)), self.clock(float(tb))).reshape(self.shape)
+        return (w, torch.zeros_like(w)) if return_U or return_A else w
+
+
+class _ReverseSDE(torch.nn.Module):
+    """dx = [f x - (1 + eta^2)/2 g2 score] dt + eta g dW in tau = first.time - time, as torchsde wants it: f, g, flat states."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, model: Model, eta: float, first: Knot, shape: torch.Size, sde_type: str):
+        super().__init__()
+        self.model, self.eta, self.first, self.shape, self.sde_type = model, eta, first, shape, sde_type
+
+    def knot(self, tau: Any) -> Knot:
+        return self.first.schedule.knot(max(self.first.time - float(tau), 0.0))
+
+    def f(self, tau: Any, y: Tensor) -> Tensor:
+        t = self.knot(tau)
+        p = self.model(y.reshape(self.shape), t)
+        drift = p.mixed(t.dalpha, t.dsigma) + 0.5 * self.eta**2 * t.g2 / t.sigma * p.eps
+        return combine(-drift).reshape(y.shape)
+
+    def g(self, tau: Any, y: Tensor) -> Tensor:
+        return torch.full_like(y, self.eta * self.knot(tau).g2 ** 0.5)
+
+
+@dataclass(frozen=True)
+class TorchSDE:
+    """torchsde's `sdeint` on the reverse SDE of noise level eta, in raw time, one of its steps for each pair of knots, on our noise.
+
+    method: "euler", "milstein" (Ito), "heun", "midpoint", "euler_heun" (Stratonovich; the same SDE, since the noise is additive).
+    """
+
+    method: str = "euler"
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        choose("torchsde method", self.method, _SDE)
+        if not self.eta > 0:
+            raise UserError(f"TorchSDE needs a noise level eta > 0, not {self.eta}; for eta = 0 use TorchDiffEq.")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(f"torchsde {self.method}; Li et al. 2020", stochastic=True)
+
+    @property
+    def adaptive(self) -> bool:
+        return False
+
+    def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None = None) -> Solution:
+        """From x at the first knot down to the last. Raises `UserError` without noise or when asked to go up in time."""
+        from torchsde import sdeint
+
+        if noise is None:
+            raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
+        if not all(t.time > s.time for t, s in zip(knots, knots[1:], strict=False)):
+            raise UserError("TorchSDE solves the reverse SDE: its knots must go down in time.")
+        first = knots[0]
+        sde = _ReverseSDE(model, self.eta, first, x.shape, _SDE[self.method])
+        y = x.flatten(1)
+        path = _Path(noise, lambda tau: first.time - tau, y)
+        for t, s in zip(knots, knots[1:], strict=False):
+            ts = torch.tensor([first.time - t.time, first.time - s.time], dtype=torch.float64)
+            found: Any = sdeint(sde, y, ts, bm=path, method=self.method, dt=2 * float(ts[1] - ts[0]))  # type: ignore[arg-type]
+            y = found[-1]
+        return Solution(y.reshape(x.shape), tuple(knots), 0)
+
+
+DELEGATES = (TorchDiffEq, SciPy, TorchSDE)

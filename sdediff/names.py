@@ -1,0 +1,103 @@
+"""Names that a person types: the nearest right one to a wrong one, and values rebuilt from their `repr`.
+
+`from_repr("DDIM(eta=0.5)", names)` reads a literal call over the given public names. The text is parsed, never evaluated: only calls of
+these names, numbers, strings, booleans, None, tuples and lists of them are understood.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class UserError(ValueError):
+    """Something the caller asked for cannot be done. The message says what was wrong, what was expected and what to do."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`" Did you mean 'DDIM'?"` or an empty string."""
+    by_lower = {w.lower(): w for w in words}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def choose(what: str, value: Any, options: Iterable[Any]) -> None:
+    """Raise `UserError` unless `value` is one of `options`."""
+    options = list(options)
+    if value not in options:
+        shown = ", ".join(repr(o) for o in options)
+        raise UserError(
+            f"{what} {value!r} does not exist; choose one of {shown}.{nearest(str(value), map(str, options))}"
+        )
+
+
+def positive(what: str, value: Any) -> int:
+    """`value` as a whole number of at least 1, or `UserError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{what} must be a whole number of at least 1, not {value!r}.")
+    return value
+
+
+def from_repr(text: str, names: Mapping[str, Any], what: str = "solver") -> Any:
+    """The value whose `repr` is `text`, built from the public `names` only. A bare name is called without arguments.
+
+    Raises `UserError` for text that is not a literal call, an unknown name, or an option that the named class does not have.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise UserError(f"{text!r} is not a {what}: write it as Python shows it, e.g. {_example(names)}.") from None
+    value = _value(tree, names, what, text)
+    return _call(value, [], {}, what) if inspect.isclass(value) else value
+
+
+def _example(names: Mapping[str, Any]) -> str:
+    return '"DDIM(eta=0.5)"' if "DDIM" in names else f'"{next(iter(names))}()"'
+
+
+def _value(node: ast.expr, names: Mapping[str, Any], what: str, text: str) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Tuple(elts=items):
+            return tuple(_value(i, names, what, text) for i in items)
+        case ast.List(elts=items):
+            return [_value(i, names, what, text) for i in items]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _value(operand, names, what, text)
+            if isinstance(inner, int | float) and not isinstance(inner, bool):
+                return -inner
+        case ast.Name(id="inf"):
+            return float("inf")
+        case ast.Name(id=name):
+            if name in names:
+                return names[name]
+            raise UserError(f"unknown {what} {name!r}.{nearest(name, names)} There are: {', '.join(sorted(names))}.")
+        case ast.Call(func=ast.Name() as function, args=args, keywords=keywords):
+            made = _value(function, names, what, text)
+            options = {k.arg: _value(k.value, names, what, text) for k in keywords if k.arg}
+            if len(options) == len(keywords):
+                return _call(made, [_value(a, names, what, text) for a in args], options, what)
+    raise UserError(
+        f"{text!r} is not a {what}: only names, numbers, texts and tuples are read, e.g. {_example(names)}."
+    )
+
+
+def _call(made: Any, args: list[Any], options: dict[str, Any], what: str) -> Any:
+    signature = inspect.signature(made)
+    known = [p for p in signature.parameters if p != "self"]
+    for option in options:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(f"{made.__name__} has no option {option!r}; {has}.{nearest(option, known)}")
+    try:
+        signature.bind(*args, **options)
+    except TypeError as wrong:
+        raise UserError(f"{made.__name__}: {wrong}; it takes {', '.join(known) or 'no options'}.") from None
+    try:
+        return made(*args, **options)
+    except (TypeError, AttributeError) as wrong:
+        raise UserError(f"{made.__name__} cannot be made with these options: {wrong}.") from None

@@ -1,0 +1,168 @@
+"""One answer of the network, and all its readings.
+
+A network says one thing about `x = alpha x0 + sigma eps`: eps, x0, v, the score or the flow velocity. All are `p x0 + q eps` for known
+p and q, so every other reading is a linear combination of the answer and x:
+`x0 = (sigma value - q x)/(p sigma - q alpha)`, `eps = (p x - alpha value)/(p sigma - q alpha)`.
+A `Prediction` keeps the answer as it came; `.x0`, `.eps`, `.v`, `.score`, `.flow` are `Linear` sums that `combine` merges into one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from .combine import Linear
+from .names import UserError, choose
+from .schedule import Knot, Number, Schedule
+
+KINDS = ("eps", "x0", "v", "score", "flow")
+
+
+class ModelError(UserError):
+    """The model answered with something that cannot be used: another shape, another dtype, or NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer `value` of kind `kind` ("eps", "x0", "v", "score", "flow") at state `x` and instant `at`.
+
+    v = cos(angle) eps - sin(angle) x0 (alpha eps - sigma x0 when variance preserving); flow = eps - x0. variance: a learned reverse
+    variance, if any; eps_used: the eps with which to add noise again, where it differs (CFG++); cost: network calls this answer took.
+    Raises `ModelError` if value's shape or dtype is not x's.
+    """
+
+    x: Tensor
+    at: Knot
+    value: Tensor
+    kind: str
+    variance: Tensor | None = None
+    eps_used: Tensor | None = None
+    cost: int = 1
+
+    def __post_init__(self) -> None:
+        if self.value.shape != self.x.shape or self.value.dtype != self.x.dtype:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        choose("prediction kind", self.kind, KINDS)
+        when = f"at time {self.at.time:g}" if isinstance(self.at.time, float) else "in a per-sample solve"
+        if self.value.shape != self.x.shape:
+            what = f"a tensor of shape {tuple(self.value.shape)} for a state of shape {tuple(self.x.shape)}"
+            cure = "return one answer of the state's shape (a network with learned variances returns twice the channels: split them)"
+        else:
+            what = f"dtype {self.value.dtype} for a state of dtype {self.x.dtype}"
+            cure = "convert the network or the state, or return `answer.to(x.dtype)`"
+        raise ModelError(f"{when} the model returned {what}; {cure}.")
+
+    @property
+    def x0(self) -> Linear:
+        """The data estimate E[x0 | x]."""
+        return self._reading("x0", 1.0, 0.0)
+
+    @property
+    def eps(self) -> Linear:
+        """The noise estimate E[eps | x]."""
+        return Linear(((1.0, self.eps_used),)) if self.eps_used is not None else self._reading("eps", 0.0, 1.0)
+
+    @property
+    def v(self) -> Linear:
+        """cos(angle) eps - sin(angle) x0, the velocity in Angle coordinates for data of unit variance."""
+        c, s = _cos_sin(self.at)
+        return self._reading("v", -s, c)
+
+    @property
+    def score(self) -> Linear:
+        """The score of the marginal density, -eps/sigma."""
+        return Linear(((1.0, self.value),)) if self.kind == "score" else self.eps * (-1.0 / self.at.sigma)
+
+    @property
+    def flow(self) -> Linear:
+        """eps - x0, the velocity of flow matching."""
+        return self._reading("flow", -1.0, 1.0)
+
+    def mixed(self, a: Number, b: Number) -> Linear:
+        """`a x0 + b eps` in one go, defined wherever the answer defines it (also where x0 or eps alone is not)."""
+        return self._reading("", a, b)
+
+    def _reading(self, wanted: str, a: Number, b: Number) -> Linear:
+        """`a x0 + b eps` from value = p x0 + q eps and x = alpha x0 + sigma eps."""
+        if self.kind == wanted:
+            return Linear(((1.0, self.value),))
+        t = self.at
+        p, q = _parts(self.kind, t)
+        alpha, sigma = t.alpha, t.sigma
+        det = p * sigma - q * alpha
+        try:
+            of_value, of_x = (a * sigma - b * alpha) / det, (b * p - a * q) / det
+        except ZeroDivisionError:
+            raise UserError(
+                f"a prediction of {self.kind} does not define {wanted or 'this combination'} at time {t.time:g}, where alpha = {alpha:g} "
+                f"and sigma = {sigma:g}: start or end the grid short of it, or use a network that predicts v or flow."
+            ) from None
+        return Linear(((of_x, self.x), (of_value, self.value)))
+
+
+def _cos_sin(t: Knot) -> tuple[Number, Number]:
+    """cos and sin of the angle: alpha and sigma over sqrt(alpha^2 + sigma^2)."""
+    r = (t.alpha**2 + t.sigma**2) ** 0.5
+    return t.alpha / r, t.sigma / r
+
+
+def _parts(kind: str, t: Knot) -> tuple[Number, Number]:
+    """(p, q) of value = p x0 + q eps."""
+    if kind == "eps":
+        return 0.0, 1.0
+    if kind == "x0":
+        return 1.0, 0.0
+    if kind == "v":
+        c, s = _cos_sin(t)
+        return -s, c
+    if kind == "flow":
+        return -1.0, 1.0
+    choose("prediction kind", kind, KINDS)
+    return 0.0, -1.0 / t.sigma if not isinstance(t.sigma, float) or t.sigma else -math.inf
+
+
+class Model(Protocol):
+    """What solvers call: a function of the state (B, ...) and a knot, that knows its schedule. Any callable with these parts will do."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample, or None if any will do."""
+        ...
+
+    def __call__(self, x: Tensor, t: Knot) -> Prediction: ...
+
+    def rows(self, index: Tensor) -> Model:
+        """The model for a subset of the samples (labels leave with them)."""
+        ...
+
+
+@dataclass
+class Counted:
+    """A model that counts: `calls` network calls so far (2 for an answer that ran two networks)."""
+
+    model: Model
+    calls: int = field(default=0)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.model.shape
+
+    def __call__(self, x: Tensor, t: Knot) -> Prediction:
+        p = self.model(x, t)
+        self.calls += p.cost
+        return p
+
+    def rows(self, index: Tensor) -> Counted:
+        return Counted(self.model.rows(index), self.calls)

@@ -1,0 +1,109 @@
+"""Draw samples in one line: `sample(model, n, steps=...)`. Everything it does is a few calls of `solve` that a script could make."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .combine import combine, linear
+from .grid import Grid, LogSNR
+from .names import UserError, positive
+from .noise import White
+from .prediction import Model
+from .result import Solution
+from .schedule import Knot, Schedule
+from .solve import solve
+from .solver import Delegate, Solver
+from .solvers import Heun
+
+
+def latents(
+    model: Model, n: int, *, seed: int = 0, shape: tuple[int, ...] | None = None, first: int = 0, dtype=torch.float32
+) -> Tensor:
+    """n start states N(0, prior_std^2), (n, *shape): row i is a function of (seed, first + i) alone.
+
+    `shape` (of one sample) defaults to the model's own; `UserError` if neither is known.
+    """
+    shape = tuple(model.shape or ()) if shape is None else tuple(shape)
+    if not shape:
+        raise UserError("the model does not say which shape its samples have: pass shape=(channels, height, width).")
+    like = torch.empty(n, *shape, dtype=dtype)
+    z = White(seed).on(like, index=range(first, first + n)).fresh(key=0)
+    return combine(linear(z, float(model.schedule.prior_std)))
+
+
+def knots_for(
+    schedule: Schedule, solver: Solver | Delegate, grid: Grid, *, steps: int | None = None, calls: int | None = None
+) -> tuple[Knot, ...]:
+    """The grid's knots for `steps` steps, or for as many as fit into `calls` network calls (as `solver.calls` counts them).
+
+    Raises `UserError` unless exactly one of the two is given, and if not even one step fits.
+    """
+    if (steps is None) == (calls is None):
+        raise UserError("give steps= (how many steps) or calls= (how many network calls): one of the two.")
+    if steps is not None:
+        return grid.knots(schedule, positive("steps", steps))
+    assert calls is not None
+    if not isinstance(solver, Solver):
+        raise UserError(
+            f"{solver!r} counts its own calls: give steps= (adaptive methods use only the two ends), or tolerances."
+        )
+    for n in range(positive("calls", calls), 0, -1):
+        knots = grid.knots(schedule, n)
+        if solver.calls(knots) <= calls:
+            return knots
+    raise UserError(f"one step of {solver!r} takes {solver.calls(grid.knots(schedule, 1))} calls; {calls} are too few.")
+
+
+def sample(
+    model: Model,
+    n: int,
+    *,
+    steps: int | None = None,
+    calls: int | None = None,
+    solver: Solver | Delegate | None = None,
+    grid: Grid | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    start: tuple[Tensor, Knot] | None = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """n samples (n, *shape) of the model, from noise at t_max to t_min.
+
+    steps or calls: how many; solver (default `Heun()`), grid (default `LogSNR()`); seed: sample i depends on it and on i alone, whatever
+    `batch` (samples at a time); start = (x, t): begin at these states and this knot instead. Raises `UserError`, `ModelError`.
+    """
+    solver, grid = Heun() if solver is None else solver, LogSNR() if grid is None else grid
+    positive("n", n)
+    batch = n if batch is None else positive("batch", batch)
+    if start is not None and len(start[0]) != n:
+        raise UserError(f"start has {len(start[0])} states, but n = {n} samples were asked for.")
+    knots = knots_for(model.schedule, solver, grid, steps=steps, calls=calls)
+    if start is not None:
+        below = [k for k in knots if k.time < start[1].time]
+        if not below:
+            raise UserError(
+                f"start is at time {start[1].time:g}, below the whole grid, which ends at {knots[-1].time:g}."
+            )
+        knots = (start[1], *below)
+    done = []
+    for first in range(0, n, batch):
+        size = min(batch, n - first)
+        x = (
+            latents(model, size, seed=seed, shape=shape, first=first, dtype=dtype)
+            if start is None
+            else start[0][first : first + size]
+        )
+        rows = torch.arange(first, first + size)
+        done.append(run(solver, model.rows(rows), x.to(device), knots, seed=seed, first=first).x)
+    return torch.cat(done)
+
+
+def run(
+    solver: Solver | Delegate, model: Model, x: Tensor, knots: tuple[Knot, ...], *, seed: int = 0, first: int = 0
+) -> Solution:
+    """`solve` with white noise of `seed` for the samples first, first + 1, ... (only if the solver draws any)."""
+    noise = White(seed).on(x, index=range(first, first + len(x))) if solver.facts.stochastic else None
+    return solve(solver, model, x, knots, noise=noise)

@@ -1,0 +1,163 @@
+"""The one loop. `march` yields every frame, `solve` runs to the end.
+
+A step is tried, judged, and committed or not; the controller says where to go next. Nothing else happens here: no solver, schedule or
+network has a special case in the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .control import Controller, Fixed
+from .names import UserError
+from .noise import Noise, NoiseSource
+from .prediction import Counted, Model, ModelError
+from .result import Frame, Solution
+from .schedule import Knot
+from .solver import Delegate, Solver
+
+
+def march(
+    solver: Solver,
+    model: Model,
+    x: Tensor,
+    controller: Controller | Sequence[Knot],
+    *,
+    memory: Any = None,
+    noise: Any = None,
+) -> Iterator[Frame]:
+    """Yield the start and then a `Frame` after each step. The gradient mode is the caller's.
+
+    x (B, ...): the state at the first knot. controller: knots, or a `Controller`. noise: a source (`White(0)`), or one already bound.
+    memory: of a previous run, to go on from it.
+    """
+    controller = controller if isinstance(controller, Controller) else Fixed(controller)
+    noise = bound(noise, x)
+    t, s, plan = controller.start(solver, model, x)
+    memory = solver.init(model, x, t) if memory is None else memory
+    yield Frame(t, x, memory)
+    while s is not None:
+        step = controller.use(solver, plan).step(model, x, t, s, memory, noise)
+        accept, following, plan, _ = controller.judge(t, s, x, step, plan)
+        if accept:
+            t, x, memory = s, step.x, step.memory
+        yield Frame(t, x, memory, accept)
+        s = following
+
+
+def solve(
+    solver: Solver | Delegate,
+    model: Model,
+    x: Tensor,
+    controller: Controller | Sequence[Knot],
+    *,
+    memory: Any = None,
+    noise: Noise | NoiseSource | None = None,
+    grad: bool = False,
+    path: bool = False,
+) -> Solution:
+    """Run `solver` on `model` from the state x (B, ...) at the first knot to the last one; see `march` for the arguments.
+
+    grad: keep the graph; path: keep the state at every knot. A delegate (`TorchDiffEq(...)`) goes wherever a solver goes.
+    Raises `ModelError`, naming time and step, if the model answers with another shape or dtype or the state becomes NaN or infinite;
+    `UserError` for a state that does not fit the model, or a stochastic solver without noise.
+    """
+    _check_state(model, x)
+    counted = Counted(model)
+    with torch.set_grad_enabled(grad):
+        if isinstance(solver, Delegate):
+            knots = controller.knots if isinstance(controller, Fixed) else tuple(_knots(controller, solver))
+            solution = replace(solver.run(counted, x, knots, bound(noise, x)), calls=counted.calls)
+            if not bool(torch.isfinite(solution.x).all()):
+                raise ModelError(
+                    f"{solver!r} ended in NaN or infinity: check the model's answers, or loosen the tolerance."
+                )
+            return solution
+        return _solve(solver, counted, x, controller, memory, noise, path)
+
+
+def _solve(solver, counted, x, controller, memory, noise, path) -> Solution:
+    knots, states, rejected, frame, done = [], [], 0, None, 0
+    try:
+        for frame in march(solver, counted, x, controller, memory=memory, noise=noise):
+            if frame.accepted is not True and not frame.accepted:
+                rejected += 1
+                continue
+            done = len(knots)
+            knots.append(frame.t)
+            if path:
+                states.append(frame.x)
+    except ModelError as wrong:
+        raise ModelError(f"step {done + 1}: {wrong}") from None
+    assert frame is not None
+    if not bool(torch.isfinite(frame.x.detach().sum())) and not bool(torch.isfinite(frame.x).all()):
+        _find_nan(solver, counted.model, x, controller, memory, noise)
+    return Solution(frame.x, tuple(knots), counted.calls, frame.memory, rejected, path=tuple(states) if path else None)
+
+
+class _Watched:
+    """A model that stops at the first answer that is not finite. Used only after a run has failed."""
+
+    def __init__(self, model: Model):
+        self.model, self.schedule, self.shape = model, model.schedule, model.shape
+
+    def __call__(self, x: Tensor, t: Knot):
+        p = self.model(x, t)
+        if not bool(torch.isfinite(p.value).all()):
+            bad = (~torch.isfinite(p.value)).flatten(1).any(1).nonzero().flatten().tolist()
+            given = "finite" if bool(torch.isfinite(x).all()) else "already not finite"
+            raise ModelError(
+                f"the model returned NaN or infinity at time {t.time:g} (samples {bad[:5]}{' ...' if len(bad) > 5 else ''}; the state it "
+                f"was given was {given}): check the network there, or start or end the grid short of it."
+            )
+        return p
+
+    def rows(self, index: Tensor) -> Model:
+        return _Watched(self.model.rows(index))
+
+
+def _find_nan(solver, model, x, controller, memory, noise) -> None:
+    """March again with a watch on, and raise with the step and time at which the run broke."""
+    step = 0
+    try:
+        for frame in march(solver, _Watched(model), x, controller, memory=memory, noise=noise):
+            step += 1
+            if not bool(torch.isfinite(frame.x).all()):
+                raise ModelError(
+                    f"the state became NaN or infinite at time {frame.t.time:g} under {solver!r}: take smaller steps."
+                )
+    except ModelError as wrong:
+        raise ModelError(f"step {max(step, 1)}: {wrong}") from None
+    raise ModelError(
+        f"{solver!r} ended in NaN or infinity once, but not when run again: the network is not deterministic (dropout on?)."
+    )
+
+
+def bound(noise: Any, x: Tensor) -> Any:
+    """A noise source bound to the state; a noise already bound, or None, as it is."""
+    return noise.on(x) if hasattr(type(noise), "on") else noise
+
+
+def _knots(controller, solver) -> Sequence[Knot]:
+    if isinstance(controller, Controller):
+        raise UserError(
+            f"{solver!r} chooses its own steps: give it knots (their ends are what counts), not {controller!r}."
+        )
+    return Fixed(controller).knots
+
+
+def _check_state(model: Model, x: Tensor) -> None:
+    shape = model.shape
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise UserError(
+            f"the state must be a floating point tensor (batch, ...), not {getattr(x, 'dtype', type(x).__name__)}."
+        )
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        raise UserError(
+            f"the state has shape {tuple(x.shape)}, but the model works on (batch, {', '.join(map(str, shape))}): check the latents."
+        )

@@ -1,0 +1,126 @@
+"""What a solver is: a frozen value with a pure `step(model, x, t, s, memory, noise) -> Step` from knot t to knot s.
+
+State is an argument and a result; nothing is hidden, so the same arguments give the same bits. `facts` is the promise that the test
+suite measures: its order, strong and weak orders, what its inverse does. `repr(solver)` is its label and rebuilds it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from .combine import combine
+from .names import UserError
+from .noise import Noise
+from .prediction import Model
+from .result import Solution, Step
+from .schedule import Knot
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method promises: orders of convergence (None where it does not converge to that limit) and properties.
+
+    ode: global order to the probability flow; strong, weak: orders to its SDE; stochastic: whether it draws noise; inverse: what the
+    inverse solver undoes ("bits", "exact", "approximate", None); clock: the reading on which its noise increments live; evals: network
+    calls a step; reference: paper and equation.
+    """
+
+    reference: str
+    ode: float | None = None
+    strong: float | None = None
+    weak: float | None = None
+    stochastic: bool = False
+    inverse: str | None = None
+    clock: str = "time"
+    evals: float = 1
+
+
+class Solver(ABC, Generic[M]):
+    """A method with fixed options. Subclasses are frozen dataclasses, abstract or final; the type parameter is their memory."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The order as its paper counts it."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Facts:
+        """The measured promise."""
+
+    @abstractmethod
+    def init(self, model: Model, x: Tensor, t: Knot) -> M:
+        """The memory before the first step at (x, t); calls no network unless the method must."""
+
+    @abstractmethod
+    def step(self, model: Model, x: Tensor, t: Knot, s: Knot, memory: M, noise: Noise | None) -> Step:
+        """One step of x (B, ...) from t to s, where memory describes (x, t). Raises `UserError` if it needs noise and has none."""
+
+    @abstractmethod
+    def calls(self, knots: Sequence[Knot]) -> int:
+        """Exactly how many network calls a run over `knots` makes."""
+
+    @property
+    def inverse(self) -> Solver:
+        """The solver that undoes this one when run over the reversed knots. `UserError` if there is none."""
+        raise UserError(
+            f"{self!r} has no inverse: it {'draws noise' if self.facts.stochastic else 'cannot be undone'}."
+        )
+
+
+class OneStep(Solver[None]):
+    """A method without memory and noise: only `move`. What wrappers may wrap. Its inverse is itself run upward, to its order."""
+
+    @abstractmethod
+    def move(self, model: Model, x: Tensor, t: Knot, s: Knot) -> Tensor:
+        """The state at s, from x at t."""
+
+    def init(self, model: Model, x: Tensor, t: Knot) -> None:
+        return None
+
+    def step(self, model: Model, x: Tensor, t: Knot, s: Knot, memory: None = None, noise: Noise | None = None) -> Step:
+        return Step(self.move(model, x, t, s))
+
+    @property
+    def inverse(self) -> Solver:
+        return self
+
+
+class Ancestral(Solver[None]):
+    """A method without memory that draws noise, one call a step. Upward (s noisier than t) it is the forward SDE, without a call."""
+
+    def init(self, model: Model, x: Tensor, t: Knot) -> None:
+        return None
+
+    def calls(self, knots: Sequence[Knot]) -> int:
+        return sum(t.lam < s.lam for t, s in pairwise(knots))
+
+    def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Tensor:
+        """A standard normal draw for the step from t to s, from the increment on the solver's clock."""
+        if noise is None:
+            raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
+        a, b = t.clock(self.facts.clock), s.clock(self.facts.clock)
+        return noise(a, b).mul_(abs(b - a) ** -0.5)
+
+    def forward(self, x: Tensor, t: Knot, s: Knot, noise: Noise | None) -> Step:
+        """The forward SDE from t to the noisier s, exact in law for any step size."""
+        scale, std = t.schedule.transition(t, s)
+        return Step(combine(((scale, x), (std, self.drawn(noise, t, s)))))
+
+
+@runtime_checkable
+class Delegate(Protocol):
+    """A whole run handed to another library, accepted wherever a solver is."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None) -> Solution: ...
