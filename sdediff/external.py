@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def _tolerances(rtol: float, atol: float) -> None:
 
 @dataclass(frozen=True)
 class TorchDiffEq:
-    """torchdiffeq's `odeint` on the probability flow. method: dopri5, dopri8, bosh3, ... (adaptive) or rk4, midpoint, ... (on the knots)."""
+    """torchdiffeq's `odeint` on the probability flow. method: dopri5, dopri8, bosh3, ... (adaptive), or rk4, midpoint, ... on the knots."""
 
     method: str = "dopri5"
     rtol: float = 1e-5
@@ -211,12 +212,19 @@ class _ReverseSDE(torch.nn.Module):
     def __init__(self, model: Model, eta: float, first: Knot, shape: torch.Size, sde_type: str):
         super().__init__()
         self.model, self.eta, self.first, self.shape, self.sde_type = model, eta, first, shape, sde_type
+        self.known: dict[float, Knot] = {}
+        self.last: tuple[float, Tensor, Tensor] | None = None
 
     def knot(self, tau: Any) -> Knot:
-        return self.first.schedule.knot(max(self.first.time - float(tau), 0.0))
+        return self.known.get(float(tau)) or self.first.schedule.knot(max(self.first.time - float(tau), 0.0))
 
     def f(self, tau: Any, y: Tensor) -> Tensor:
-        t = self.knot(tau)
+        if self.last is not None and self.last[0] == float(tau) and self.last[1] is y:
+            return self.last[2]  # torchsde evaluates the first point once more, to check shapes
+        self.last = (float(tau), y, self._drift(self.knot(tau), y))
+        return self.last[2]
+
+    def _drift(self, t: Knot, y: Tensor) -> Tensor:
         p = self.model(y.reshape(self.shape), t)
         drift = p.mixed(t.dalpha, t.dsigma) + 0.5 * self.eta**2 * t.g2 / t.sigma * p.eps
         return combine(-drift).reshape(y.shape)
@@ -254,14 +262,15 @@ class TorchSDE:
 
         if noise is None:
             raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
-        if not all(t.time > s.time for t, s in zip(knots, knots[1:], strict=False)):
+        if not all(t.time > s.time for t, s in pairwise(knots)):
             raise UserError("TorchSDE solves the reverse SDE: its knots must go down in time.")
         first = knots[0]
         sde = _ReverseSDE(model, self.eta, first, x.shape, _SDE[self.method])
         y = x.flatten(1)
-        path = _Path(noise, lambda tau: first.time - tau, y)
-        for t, s in zip(knots, knots[1:], strict=False):
+        path = _Path(noise, lambda tau: sde.knot(tau).time, y)
+        for t, s in pairwise(knots):
             ts = torch.tensor([first.time - t.time, first.time - s.time], dtype=torch.float64)
+            sde.known = {float(ts[0]): t, float(ts[1]): s}
             found: Any = sdeint(sde, y, ts, bm=path, method=self.method, dt=2 * float(ts[1] - ts[0]))  # type: ignore[arg-type]
             y = found[-1]
         return Solution(y.reshape(x.shape), tuple(knots), 0)

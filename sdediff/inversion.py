@@ -23,7 +23,7 @@ from .solvers import DDIM
 
 @dataclass(frozen=True)
 class Latent:
-    """An encoded batch: the state x (B, ...) at the noisy end, the knots that were used (noisiest first), and the solver that decodes it."""
+    """An encoded batch: the state x (B, ...) at the noisy end, the knots used (noisiest first), and the solver that decodes it."""
 
     x: Tensor
     knots: tuple[Knot, ...]

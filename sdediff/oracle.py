@@ -1,9 +1,9 @@
 """Models whose score, flow and density are closed form: what every claim is measured on.
 
-For data sum_k w_k N(m_k, C_k) the marginal at t is sum_k w_k N(alpha m_k, S_k), S_k = alpha^2 C_k + sigma^2 I, and the posterior means of x0
-and eps are weighted sums over the components of m_k + alpha C_k S_k^-1 (x - alpha m_k) and sigma S_k^-1 (x - alpha m_k). Oracles answer with
-v = cos(angle) eps - sin(angle) x0, which is defined at both ends (alpha = 0 and sigma = 0). Numbers are kept and computed in float64 and
-returned in the state's dtype. States are (B, d).
+For data sum_k w_k N(m_k, C_k) the marginal at t is sum_k w_k N(alpha m_k, S_k), S_k = alpha^2 C_k + sigma^2 I; the posterior means of
+x0 and eps are weighted sums over the components of m_k + alpha C_k S_k^-1 (x - alpha m_k) and sigma S_k^-1 (x - alpha m_k). Oracles answer
+with v = cos(angle) eps - sin(angle) x0, which is defined at both ends (alpha = 0 and sigma = 0). Inside all is float64; answers are in
+the state's dtype. States are (B, d).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Prediction:
     @property
     def v(self) -> Linear:
         """cos(angle) eps - sin(angle) x0, the velocity in Angle coordinates for data of unit variance."""
-        c, s = _cos_sin(self.at)
+        c, s = cos_sin(self.at)
         return self._reading("v", -s, c)
 
     @property
@@ -85,6 +85,8 @@ class Prediction:
 
     def mixed(self, a: Number, b: Number) -> Linear:
         """`a x0 + b eps` in one go, defined wherever the answer defines it (also where x0 or eps alone is not)."""
+        if self.eps_used is not None:
+            return a * self.x0 + b * self.eps
         return self._reading("", a, b)
 
     def _reading(self, wanted: str, a: Number, b: Number) -> Linear:
@@ -105,7 +107,7 @@ class Prediction:
         return Linear(((of_x, self.x), (of_value, self.value)))
 
 
-def _cos_sin(t: Knot) -> tuple[Number, Number]:
+def cos_sin(t: Knot) -> tuple[Number, Number]:
     """cos and sin of the angle: alpha and sigma over sqrt(alpha^2 + sigma^2)."""
     r = (t.alpha**2 + t.sigma**2) ** 0.5
     return t.alpha / r, t.sigma / r
@@ -118,7 +120,7 @@ def _parts(kind: str, t: Knot) -> tuple[Number, Number]:
     if kind == "x0":
         return 1.0, 0.0
     if kind == "v":
-        c, s = _cos_sin(t)
+        c, s = cos_sin(t)
         return -s, c
     if kind == "flow":
         return -1.0, 1.0

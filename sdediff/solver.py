@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from .combine import combine
+from .combine import Linear, combine, linear
 from .names import UserError
 from .noise import Noise
 from .prediction import Model
@@ -103,17 +103,17 @@ class Ancestral(Solver[None]):
     def calls(self, knots: Sequence[Knot]) -> int:
         return sum(t.lam < s.lam for t, s in pairwise(knots))
 
-    def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Tensor:
-        """A standard normal draw for the step from t to s, from the increment on the solver's clock."""
+    def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Linear:
+        """A standard normal draw for the step from t to s: the increment on the solver's clock over the root of its variance."""
         if noise is None:
             raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
         a, b = t.clock(self.facts.clock), s.clock(self.facts.clock)
-        return noise(a, b).mul_(abs(b - a) ** -0.5)
+        return linear(noise(a, b), abs(b - a) ** -0.5)
 
     def forward(self, x: Tensor, t: Knot, s: Knot, noise: Noise | None) -> Step:
         """The forward SDE from t to the noisier s, exact in law for any step size."""
         scale, std = t.schedule.transition(t, s)
-        return Step(combine(((scale, x), (std, self.drawn(noise, t, s)))))
+        return Step(combine(scale * linear(x) + std * self.drawn(noise, t, s)))
 
 
 @runtime_checkable

@@ -60,6 +60,15 @@ def test_the_condition_is_heard(name, config, shape):
 
 
 @EACH
+def test_one_condition_for_all_is_that_condition_in_every_row(name, config, shape):
+    net, (x, _) = awake(name, config), batch(4, shape)
+    labels = None if config.get("classes") is None else torch.arange(4)
+    with torch.no_grad():
+        one, many = net(x, torch.full((1,), 1.5), labels), net(x, torch.full((4,), 1.5), labels)
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=0)
+
+
+@EACH
 def test_config_and_state_bring_the_same_network_back(name, config, shape):
     net, (x, condition) = awake(name, config), batch(3, shape)
     again = build(name, json.loads(json.dumps(net.config))).eval()

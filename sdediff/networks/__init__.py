@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from .classifier import Classifier
 from .embedding import ConditionEmbedding, Waves
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "NETWORKS", "ConditionEmbedding", "UNet", "Waves", "build"]
+__all__ = ["MLP", "NETWORKS", "Classifier", "ConditionEmbedding", "UNet", "Waves", "build"]
 
 NETWORKS: dict[str, type[MLP] | type[UNet]] = {"mlp": MLP, "unet": UNet}
 

@@ -53,6 +53,8 @@ class Waves(nn.Module):
 class ConditionEmbedding(nn.Module):
     """Condition (n,) and optional labels (n,) to one vector a sample, (n, width).
 
+    A condition of shape (1,) is one number for all: it is embedded once, (1, width), and broadcasts.
+
         embedding = W2 silu(W1 waves(condition) + b1) + b2  [+ table[label]]
 
     The table has `classes + 1` rows; the last one, index `classes`, means "no label". `labels=None` is that row for

@@ -53,7 +53,8 @@ class MLP(nn.Module):
     """Residual perceptron over the flattened input: `net(x, condition, labels=None)`, x of shape (n, *shape).
 
     The answer has the shape of x. The last layer begins at zero, so a fresh network answers 0. It reads the raw input
-    beside the last hidden layer: near pure noise (and, for a velocity, near the data) the answer is almost linear in x.
+    beside the last hidden layer, so that an answer almost linear in x costs no hidden units. A condition of shape (1,)
+    is one number for the whole batch: same answer as (n,), and cheaper, since it is embedded once.
 
     Args:
         shape: of one sample, e.g. (2,) or (1, 8, 8).

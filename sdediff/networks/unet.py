@@ -76,7 +76,7 @@ class UNet(nn.Module):
     """DDPM-style U-Net: `net(x, condition, labels=None)`, x of shape (n, channels, H, W); the answer has x's shape.
 
     H and W are any multiple of `patch` (28 and 32 as well as 8). The last convolution begins at zero, so a fresh
-    network answers 0.
+    network answers 0. A condition of shape (1,) is one number for the whole batch: same answer as (n,), embedded once.
 
     Args:
         channels: of the image.

@@ -25,4 +25,3 @@ def named(text: str, extra: tuple[type, ...] = ()):
     if isinstance(made, VALUES):
         from_repr("?", {c.__name__: c for c in SOLVERS})
     return made
-

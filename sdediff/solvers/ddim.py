@@ -15,7 +15,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..combine import combine, linear
+from ..combine import combine
 from ..names import UserError
 from ..noise import Noise
 from ..prediction import Model
@@ -90,16 +90,14 @@ class DDIM(Ancestral):
 
     def step(self, model: Model, x: Tensor, t: Knot, s: Knot, memory: None = None, noise: Noise | None = None) -> Step:
         if self.eta == 0:
-            p = model(x, t)
-            return Step(combine(s.alpha * p.x0 + s.sigma * p.eps))
+            return Step(combine(model(x, t).mixed(s.alpha, s.sigma)))
         if s.lam <= t.lam:
             return self.forward(x, t, s, noise) if s.lam < t.lam else Step(x)
         n = self._added(t, s)
         if n == 0:
-            p = model(x, t)
-            return Step(combine(s.alpha * p.x0 + s.sigma * p.eps))
+            return Step(combine(model(x, t).mixed(s.alpha, s.sigma)))
         p, z = model(x, t), self.drawn(noise, t, s)
-        return Step(combine(s.alpha * p.x0 + math.sqrt(max(s.sigma**2 - n**2, 0.0)) * p.eps + n * linear(z)))
+        return Step(combine(p.mixed(s.alpha, math.sqrt(max(s.sigma**2 - n**2, 0.0))) + n * z))
 
     def _added(self, t: Knot, s: Knot) -> float:
         """The standard deviation n of the noise that is added; never the square root of a rounding-negative number."""

@@ -53,4 +53,4 @@ class DDPM(Ancestral):
         mean = linear(x, keep) + s.alpha * part * p.x0
         if variance == 0.0 or s.sigma == 0.0:
             return Step(combine(mean))
-        return Step(combine(mean + math.sqrt(variance) * linear(self.drawn(noise, t, s))))
+        return Step(combine(mean + math.sqrt(variance) * self.drawn(noise, t, s)))

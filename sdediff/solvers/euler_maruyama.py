@@ -58,5 +58,4 @@ class EulerMaruyama(Ancestral):
         if not self.eta:
             return Step(combine(moved))
         moved = moved + 0.5 * h * self.eta**2 * t.g2 / t.sigma * p.eps
-        dw = self.drawn(noise, t, s)
-        return Step(combine(moved + self.eta * math.sqrt(t.g2 * -h) * linear(dw)))
+        return Step(combine(moved + self.eta * math.sqrt(t.g2 * -h) * self.drawn(noise, t, s)))

@@ -1,0 +1,85 @@
+"""What a step costs beyond its arithmetic: 50 DDIM steps with a network that costs nothing, against the same arithmetic in place.
+
+The bound is `torch.mul(x, A, out=buffer)` and one `buffer.add_(y, alpha=c)` for each further tensor, its weights made beforehand.
+The network returns a ready tensor in the form that the solver uses (eps). Noise is timed apart. Prints a table; run on a quiet machine:
+
+    python benchmarks/overhead.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from sdediff import DDIM, DDPM, LogSNR, ScoreNet, VPLinear, White, march, solve
+
+STEPS = 50
+
+
+def best(run: Callable[[], object], repeats: int = 30) -> float:
+    """The shortest of `repeats` times of one run, in microseconds a step."""
+    run(), run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times) / STEPS * 1e6
+
+
+def bound(x: torch.Tensor, y: torch.Tensor, further: int) -> Callable[[], None]:
+    """The in-place arithmetic of STEPS steps."""
+    a, b = torch.empty_like(x), torch.empty_like(x)
+
+    def run() -> None:
+        here, there = a, b
+        for _ in range(STEPS):
+            torch.mul(here, 0.9, out=there)
+            for _ in range(further):
+                there.add_(y, alpha=0.1)
+            here, there = there, here
+
+    return run
+
+
+class Given:
+    """Noise that is ready: the same tensor for every step (a copy, since a step may scale it in place)."""
+
+    def __init__(self, z: torch.Tensor):
+        self.z = z
+
+    def __call__(self, a: float, b: float, key: int = 0) -> torch.Tensor:
+        return self.z
+
+    def fresh(self, key: int) -> torch.Tensor:
+        return self.z
+
+    def rows(self, index: torch.Tensor) -> Given:
+        return self
+
+
+@torch.no_grad()
+def measure(shape: tuple[int, ...]) -> None:
+    """One line for each solver at this shape."""
+    schedule = VPLinear()
+    x, y = torch.randn(shape), torch.randn(shape)
+    model = ScoreNet(lambda x, t: y, schedule, "eps")
+    knots = LogSNR().knots(schedule, STEPS)
+    for solver, further, noise in ((DDIM(), 1, None), (DDPM(), 2, Given(y))):
+        least = best(bound(x, y, further))
+        looped = best(lambda s=solver, n=noise: [None for _ in march(s, model, x, knots, noise=n)])
+        solved = best(lambda s=solver, n=noise: solve(s, model, x, knots, noise=n))
+        print(
+            f"{shape!s:18} {solver!r:24} bound {least:7.1f} us/step   march {looped:7.1f} ({looped / least:4.2f}x)   "
+            f"solve {solved:7.1f} ({solved / least:4.2f}x)"
+        )
+    white = White(0).on(x)
+    print(f"{shape!s:18} noise apart: White {best(lambda: white(0.0, 1.0)) * STEPS:7.1f} us a draw, "
+          f"torch.randn {best(lambda: torch.randn(shape)) * STEPS:7.1f} us")  # fmt: skip
+
+
+if __name__ == "__main__":
+    for shape in ((1024, 2), (64, 3, 32, 32)):
+        measure(shape)

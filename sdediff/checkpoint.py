@@ -1,0 +1,172 @@
+"""Models and training states on disk: one safetensors file, its description as JSON in the header, written atomically.
+
+Nothing is ever unpickled or executed. A file is written beside its final name and renamed when complete, so a reader sees the old file
+or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from . import schedules
+from .names import UserError
+from .networks import NETWORKS, build
+from .schedule import Schedule
+from .score import ScoreNet
+
+FORMAT = 1
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description atomically. `UserError` if the folder cannot be written; an old file stays whole."""
+    data = save(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"sdediff": json.dumps(dict(about))}
+    )
+    write_bytes(path, data)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file atomically: beside its name, flushed, then renamed. `UserError` if that cannot be done."""
+    path = Path(path)
+    name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            name = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as wrong:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({wrong.strerror or wrong}): choose another folder, or free some space."
+        ) from None
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, description) of a file that `write` made. `UserError` if it is missing, damaged, a pickle, or not one of ours."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get("sdediff")
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (a reader, not a dict)
+    except (SafetensorError, OSError, ValueError) as wrong:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({_short(wrong)}): it is damaged, or a pickle (.pt, .pth), which is never loaded here "
+            "because loading it runs code. Copy it again, or save it with sdediff."
+        ) from None
+    try:
+        description = json.loads(about or "")
+    except json.JSONDecodeError:
+        raise UserError(
+            f"{path} is a safetensors file, but not one that sdediff wrote: it has no description of its model."
+        ) from None
+    return tensors, description
+
+
+def _short(wrong: Exception) -> str:
+    return str(wrong).splitlines()[0][:120]
+
+
+# --- what a model is, as JSON -------------------------------------------------------------------------------------
+
+
+def describe_schedule(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as JSON: its class name and fields."""
+    fields = {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.init}  # type: ignore[arg-type]
+    shown = {
+        k: describe_schedule(v) if isinstance(v, Schedule) else list(v) if isinstance(v, tuple) else v
+        for k, v in fields.items()
+    }
+    return {"name": type(schedule).__name__, **shown}
+
+
+def rebuild_schedule(about: Mapping[str, Any]) -> Schedule:
+    """The schedule that `describe_schedule` described. `UserError` for an unknown one."""
+    options = {k: rebuild_schedule(v) if isinstance(v, Mapping) else v for k, v in about.items() if k != "name"}
+    made = getattr(schedules, str(about.get("name")), None)
+    if not (isinstance(made, type) and issubclass(made, Schedule)):
+        raise UserError(
+            f"no schedule is called {about.get('name')!r}: this checkpoint is from another version of sdediff."
+        )
+    return made(**options)
+
+
+def describe_model(model: ScoreNet) -> dict[str, Any]:
+    """A score network as JSON: its network's name and config, schedule, prediction and condition. `UserError` for a foreign network."""
+    names: dict[Any, str] = {made: name for name, made in NETWORKS.items()}
+    if type(model.net) not in names:
+        raise UserError(
+            f"only networks of sdediff.networks ({', '.join(NETWORKS)}) can be saved as a model, not {type(model.net).__name__}: "
+            "save its state_dict yourself and wrap it in ScoreNet again."
+        )
+    return {
+        "format": FORMAT,
+        "network": names[type(model.net)],
+        "config": model.net.config,  # type: ignore[attr-defined]
+        "schedule": describe_schedule(model.schedule),
+        "predicts": model.predicts,
+        "condition": model.condition,
+        "shape": list(model.shape) if model.shape else None,
+    }
+
+
+def rebuild_model(about: Mapping[str, Any]) -> ScoreNet:
+    """A freshly initialised model as described."""
+    try:
+        net = build(about["network"], about["config"])
+        shape = tuple(about["shape"]) if about["shape"] else None
+        return ScoreNet(net, rebuild_schedule(about["schedule"]), about["predicts"], about["condition"], shape=shape)
+    except (KeyError, TypeError, ValueError) as wrong:
+        raise UserError(f"this checkpoint does not describe a model that this version can build ({wrong}).") from None
+
+
+def save_model(path: str | Path, model: ScoreNet, about: Mapping[str, Any] | None = None) -> None:
+    """Write a model's weights and description (and anything JSON in `about`) to one safetensors file."""
+    write(path, model.net.state_dict(), {**describe_model(model), **(about or {})})  # type: ignore[attr-defined]
+
+
+def load_model(path: str | Path) -> ScoreNet:
+    """The model in a file that `save_model` (or `fit`) wrote, in evaluation mode. `UserError` for any other file."""
+    tensors, about = read(path)
+    if "network" not in about:
+        raise UserError(f"{path} holds no score network (it describes {', '.join(map(repr, about)) or 'nothing'}).")
+    model = rebuild_model(about)
+    load_weights(model, tensors, path)
+    model.net.eval().requires_grad_(False)  # type: ignore[attr-defined]
+    return model
+
+
+def load_weights(model: ScoreNet, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy weights into the model's network. `UserError` naming the first tensors that do not fit."""
+    own: dict[str, Tensor] = model.net.state_dict()  # type: ignore[attr-defined]
+    wrong = [k for k in own if k not in tensors] + [k for k in tensors if k not in own]
+    wrong += [
+        f"{k} {tuple(tensors[k].shape)} for {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise UserError(
+            f"{path} holds the weights of another architecture (not fitting: {shown}): check the network and its config."
+        )
+    with torch.no_grad():
+        for k, v in own.items():
+            v.copy_(tensors[k])
