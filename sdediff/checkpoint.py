@@ -30,9 +30,7 @@ FORMAT = 1
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a JSON description atomically. `UserError` if the folder cannot be written; an old file stays whole."""
-    data = save(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"sdediff": json.dumps(dict(about))}
-    )
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"sdediff": json.dumps(dict(about))})
     write_bytes(path, data)
 
 
@@ -52,9 +50,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     except OSError as wrong:
         if name is not None:
             Path(name).unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({wrong.strerror or wrong}): choose another folder, or free some space."
-        ) from None
+        raise UserError(f"{path} cannot be written ({wrong.strerror or wrong}): choose another folder, or free some space.") from None
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,9 +70,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         description = json.loads(about or "")
     except json.JSONDecodeError:
-        raise UserError(
-            f"{path} is a safetensors file, but not one that sdediff wrote: it has no description of its model."
-        ) from None
+        raise UserError(f"{path} is a safetensors file, but not one that sdediff wrote: it has no description of its model.") from None
     return tensors, description
 
 
@@ -90,10 +84,7 @@ def _short(wrong: Exception) -> str:
 def describe_schedule(schedule: Schedule) -> dict[str, Any]:
     """A schedule as JSON: its class name and fields."""
     fields = {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.init}  # type: ignore[arg-type]
-    shown = {
-        k: describe_schedule(v) if isinstance(v, Schedule) else list(v) if isinstance(v, tuple) else v
-        for k, v in fields.items()
-    }
+    shown = {k: describe_schedule(v) if isinstance(v, Schedule) else list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     return {"name": type(schedule).__name__, **shown}
 
 
@@ -102,9 +93,7 @@ def rebuild_schedule(about: Mapping[str, Any]) -> Schedule:
     options = {k: rebuild_schedule(v) if isinstance(v, Mapping) else v for k, v in about.items() if k != "name"}
     made = getattr(schedules, str(about.get("name")), None)
     if not (isinstance(made, type) and issubclass(made, Schedule)):
-        raise UserError(
-            f"no schedule is called {about.get('name')!r}: this checkpoint is from another version of sdediff."
-        )
+        raise UserError(f"no schedule is called {about.get('name')!r}: this checkpoint is from another version of sdediff.")
     return made(**options)
 
 
@@ -157,16 +146,10 @@ def load_weights(model: ScoreNet, tensors: Mapping[str, Tensor], path: str | Pat
     """Copy weights into the model's network. `UserError` naming the first tensors that do not fit."""
     own: dict[str, Tensor] = model.net.state_dict()  # type: ignore[attr-defined]
     wrong = [k for k in own if k not in tensors] + [k for k in tensors if k not in own]
-    wrong += [
-        f"{k} {tuple(tensors[k].shape)} for {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in tensors and tensors[k].shape != v.shape
-    ]
+    wrong += [f"{k} {tuple(tensors[k].shape)} for {tuple(v.shape)}" for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise UserError(
-            f"{path} holds the weights of another architecture (not fitting: {shown}): check the network and its config."
-        )
+        raise UserError(f"{path} holds the weights of another architecture (not fitting: {shown}): check the network and its config.")
     with torch.no_grad():
         for k, v in own.items():
             v.copy_(tensors[k])

@@ -50,9 +50,7 @@ class Fixed(Controller):
     def __init__(self, knots: Sequence[Knot]):
         object.__setattr__(self, "knots", tuple(knots))
         if len(self.knots) < 2 or not all(isinstance(k, Knot) for k in self.knots):
-            raise UserError(
-                "Fixed(knots) needs at least two knots: take them from a grid, e.g. LogSNR().knots(schedule, steps=20)."
-            )
+            raise UserError("Fixed(knots) needs at least two knots: take them from a grid, e.g. LogSNR().knots(schedule, steps=20).")
 
     def start(self, solver: Solver, model: Model, x: Tensor) -> tuple[Knot, Knot, Any]:
         return self.knots[0], self.knots[1], 2

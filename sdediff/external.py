@@ -130,9 +130,7 @@ class TorchDiffEq:
 
 
 def _gave_up(delegate: object, why: object) -> ModelError:
-    return ModelError(
-        f"{delegate!r} gave up ({why}): the model is NaN or too rough for this tolerance; loosen it or use fixed steps."
-    )
+    return ModelError(f"{delegate!r} gave up ({why}): the model is NaN or too rough for this tolerance; loosen it or use fixed steps.")
 
 
 @dataclass(frozen=True)
@@ -173,9 +171,7 @@ class SciPy:
             state = torch.as_tensor(y.reshape(x.shape)).to(device=x.device, dtype=x.dtype)
             velocity = flow(tau, state)
             if not bool(torch.isfinite(velocity).all()):
-                raise ModelError(
-                    f"the model returned NaN or infinity (clock {flow.sign * tau:+g} from the start): check it there."
-                )
+                raise ModelError(f"the model returned NaN or infinity (clock {flow.sign * tau:+g} from the start): check it there.")
             return velocity.double().cpu().numpy().ravel()
 
         y0 = flow.start(x).double().cpu().numpy().ravel()

@@ -24,9 +24,7 @@ class Grid(ABC):
     """`grid.knots(schedule, steps)` -> steps + 1 knots from `start` (default t_max) down to `end` (default t_min), both times."""
 
     @abstractmethod
-    def knots(
-        self, schedule: Schedule, steps: int, start: float | None = None, end: float | None = None
-    ) -> tuple[Knot, ...]:
+    def knots(self, schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> tuple[Knot, ...]:
         """The knots, noisiest first. Raises `UserError` for steps < 1 or ends outside the schedule or in the wrong order."""
 
 
@@ -41,9 +39,7 @@ class _Even(Grid):
     def place(self, schedule: Schedule, reading: float) -> Knot:
         """The instant with that reading."""
 
-    def knots(
-        self, schedule: Schedule, steps: int, start: float | None = None, end: float | None = None
-    ) -> tuple[Knot, ...]:
+    def knots(self, schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> tuple[Knot, ...]:
         first, last = ends(schedule, steps, start, end)
         low, high = self.read(first), self.read(last)
         if not np.isfinite([low, high]).all():
@@ -154,17 +150,11 @@ class Times(Grid):
     def __repr__(self) -> str:
         return f"Times({', '.join(map(repr, self.times))})"
 
-    def knots(
-        self, schedule: Schedule, steps: int | None = None, start: float | None = None, end: float | None = None
-    ) -> tuple[Knot, ...]:
+    def knots(self, schedule: Schedule, steps: int | None = None, start: float | None = None, end: float | None = None) -> tuple[Knot, ...]:
         if steps is not None and steps != len(self.times) - 1:
-            raise UserError(
-                f"{self!r} has {len(self.times) - 1} steps, but {steps} were asked for; leave steps out or change the times."
-            )
+            raise UserError(f"{self!r} has {len(self.times) - 1} steps, but {steps} were asked for; leave steps out or change the times.")
         if (start, end) not in ((None, None), (self.times[0], self.times[-1])):
-            raise UserError(
-                f"Times fixes both ends ({self.times[0]:g} and {self.times[-1]:g}); leave start and end out."
-            )
+            raise UserError(f"Times fixes both ends ({self.times[0]:g} and {self.times[-1]:g}); leave start and end out.")
         return checked(schedule.knots(self.times))
 
 
@@ -201,17 +191,11 @@ class DDPMSubsequence(Grid):
             )
         return distinct[::-1]
 
-    def knots(
-        self, schedule: Schedule, steps: int, start: float | None = None, end: float | None = None
-    ) -> tuple[Knot, ...]:
+    def knots(self, schedule: Schedule, steps: int, start: float | None = None, end: float | None = None) -> tuple[Knot, ...]:
         if not isinstance(schedule, DiscreteVP):
-            raise UserError(
-                f"DDPMSubsequence picks indices of a DiscreteVP, and {type(schedule).__name__} has none; use Uniform()."
-            )
+            raise UserError(f"DDPMSubsequence picks indices of a DiscreteVP, and {type(schedule).__name__} has none; use Uniform().")
         if (start, end) != (None, None):
-            raise UserError(
-                "DDPMSubsequence starts at its largest index and ends at the data; leave start and end out."
-            )
+            raise UserError("DDPMSubsequence starts at its largest index and ends at the data; leave start and end out.")
         return schedule.knots([schedule.time_of(int(i)) for i in self.indices(schedule.n, steps)] + [0.0])
 
 
@@ -224,9 +208,7 @@ def ends(schedule: Schedule, steps: int, start: float | None, end: float | None)
     first = schedule.knot(schedule.t_max if start is None else start)
     last = schedule.knot(schedule.t_min if end is None else end)
     if not first.time > last.time:
-        raise UserError(
-            f"a grid goes down in time, from noise to data: start {first.time:g} must be above end {last.time:g}."
-        )
+        raise UserError(f"a grid goes down in time, from noise to data: start {first.time:g} must be above end {last.time:g}.")
     return first, last
 
 

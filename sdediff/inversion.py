@@ -64,9 +64,7 @@ def interpolate(a: Tensor, b: Tensor, n: int, kind: str = "slerp") -> Tensor:
     """
     choose("kind", kind, ("slerp", "linear"))
     if a.shape != b.shape or n < 2:
-        raise UserError(
-            f"interpolate needs two batches of one shape and n >= 2, not {tuple(a.shape)}, {tuple(b.shape)} and n = {n}."
-        )
+        raise UserError(f"interpolate needs two batches of one shape and n >= 2, not {tuple(a.shape)}, {tuple(b.shape)} and n = {n}.")
     r = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.ndim)
     if kind == "linear":
         return (1 - r) * a + r * b

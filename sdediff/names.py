@@ -29,9 +29,7 @@ def choose(what: str, value: Any, options: Iterable[Any]) -> None:
     options = list(options)
     if value not in options:
         shown = ", ".join(repr(o) for o in options)
-        raise UserError(
-            f"{what} {value!r} does not exist; choose one of {shown}.{nearest(str(value), map(str, options))}"
-        )
+        raise UserError(f"{what} {value!r} does not exist; choose one of {shown}.{nearest(str(value), map(str, options))}")
 
 
 def positive(what: str, value: Any) -> int:
@@ -81,9 +79,7 @@ def _value(node: ast.expr, names: Mapping[str, Any], what: str, text: str) -> An
             options = {k.arg: _value(k.value, names, what, text) for k in keywords if k.arg}
             if len(options) == len(keywords):
                 return _call(made, [_value(a, names, what, text) for a in args], options, what)
-    raise UserError(
-        f"{text!r} is not a {what}: only names, numbers, texts and tuples are read, e.g. {_example(names)}."
-    )
+    raise UserError(f"{text!r} is not a {what}: only names, numbers, texts and tuples are read, e.g. {_example(names)}.")
 
 
 def _call(made: Any, args: list[Any], options: dict[str, Any], what: str) -> Any:

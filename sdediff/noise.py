@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -53,19 +53,20 @@ def _fold(seed: int, words: Iterable[int | float]) -> int:
     return h
 
 
-def normals(seed: int, words: Iterable[int | float], index: Tensor, count: int) -> Tensor:
-    """(B, count) standard normals in float64: row i is a pure function of (seed, words, index[i]).
+def normals(seed: int, draws: Sequence[Iterable[int | float]], index: Tensor, count: int) -> Tensor:
+    """(L, B, count) standard normals in float64: [l, i] is a pure function of (seed, draws[l], index[i]).
 
-    index: int64 (B,), the global sample indices. Box-Muller on 32-bit uniforms: |z| <= 6.7.
+    draws: L lists of numbers that name a draw; index: int64 (B,), the global sample indices. Box-Muller on 32-bit uniforms: |z| <= 6.7.
     """
-    h = _fold(seed, words)
-    first = _mix(index[:, None] * _signed(_GOLDEN) + _signed(h))
-    second = _mix(first ^ _signed(_mix_number(h + _GOLDEN)))
+    named = [_fold(seed, words) for words in draws]
+    keys = torch.tensor([[_signed(h), _signed(_mix_number(h + _GOLDEN))] for h in named], device=index.device)[:, :, None, None]
+    first = _mix(index[:, None] * _signed(_GOLDEN) + keys[:, 0])
+    second = _mix(first ^ keys[:, 1])
     position = torch.arange((count + 1) // 2, device=index.device) * _signed(_GOLDEN)
     bits = _mix(_mix(first + position).bitwise_xor_(second))
     radius = ((bits >> 32) & 0xFFFFFFFF).double().add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
     angle = (bits & 0xFFFFFFFF).double().mul_(2 * math.pi * 2.0**-32)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count]
 
 
 class Noise(Protocol):
@@ -119,7 +120,7 @@ class WhiteNoise:
         return WhiteNoise(self.seed, self.index[index], self.like)
 
     def _normals(self, *words: int | float) -> Tensor:
-        return _shaped(normals(self.seed, words, self.index, _numel(self.like)), self.like)
+        return _shaped(normals(self.seed, [words], self.index, _numel(self.like))[0], self.like)
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,7 @@ class Brownian:
     def __post_init__(self) -> None:
         low, high = self.range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise UserError(
-                f"Brownian needs a finite range (low, high) of the solver's clock, low < high, not {self.range}."
-            )
+            raise UserError(f"Brownian needs a finite range (low, high) of the solver's clock, low < high, not {self.range}.")
 
     def on(self, x: Tensor, index: Tensor | range | None = None) -> BrownianNoise:
         """Bind to a state (B, ...); `index` holds the global sample indices (default 0 .. B-1)."""
@@ -185,34 +184,40 @@ class BrownianNoise:
         """W(t), float64 (B, numel). `UserError` outside the range."""
         low, high = self.source.range
         if not low <= t <= high:
-            raise UserError(
-                f"the Brownian path is known on {self.source.range} of the solver's clock, not at {t}: give a wider range."
-            )
+            raise UserError(f"the Brownian path is known on {self.source.range} of the solver's clock, not at {t}: give a wider range.")
         branch = self._branch.setdefault(key, [])
         if not branch:
             zero = torch.zeros(len(self.index), _numel(self.like), dtype=torch.float64, device=self.index.device)
-            branch.append(_Node(low, high, zero, self._normals(key, 0).mul_(math.sqrt(high - low)), 1))
+            branch.append(_Node(low, high, zero, self._normals(key, [0])[0].mul_(math.sqrt(high - low)), 1))
         while not branch[-1].low <= t <= branch[-1].high:
             branch.pop()
-        while True:
-            node = branch[-1]
-            if t == node.low:
-                return node.w_low
-            if t == node.high:
-                return node.w_high
-            middle = _middle(node.low, node.high)
-            if len(branch) > self.source.depth or not node.low < middle < node.high:
-                return node.bridge(t, self._normals(key, node.name))
-            w = node.bridge(middle, self._normals(key, node.name))
-            left = t <= middle
-            branch.append(
-                _Node(node.low, middle, node.w_low, w, 2 * node.name)
-                if left
-                else _Node(middle, node.high, w, node.w_high, 2 * node.name + 1)
-            )
+        return self._descend(branch, t, key)
 
-    def _normals(self, key: int, name: int) -> Tensor:
-        return normals(self.source.seed, (2, key, name), self.index, _numel(self.like))
+    def _descend(self, branch: list[_Node], t: float, key: int) -> Tensor:
+        """Extend the branch down to t; all its normal numbers are drawn at once."""
+        node = branch[-1]
+        ends, names, splits = (node.low, node.high), [node.name], []
+        while t not in ends and len(branch) + len(splits) <= self.source.depth:
+            middle = _middle(*ends)
+            if not ends[0] < middle < ends[1]:
+                break
+            right = t > middle
+            splits.append((middle, right))
+            ends = (middle, ends[1]) if right else (ends[0], middle)
+            names.append(2 * names[-1] + right)
+        if t in ends:
+            names.pop()
+        z = self._normals(key, names) if names else []
+        for (middle, right), here in zip(splits, z, strict=False):
+            w, name = node.bridge(middle, here), 2 * node.name + right
+            node = _Node(middle, node.high, w, node.w_high, name) if right else _Node(node.low, middle, node.w_low, w, name)
+            branch.append(node)
+        if t in ends:
+            return node.w_low if t == node.low else node.w_high
+        return node.bridge(t, z[-1])
+
+    def _normals(self, key: int, names: list[int]) -> Tensor:
+        return normals(self.source.seed, [(2, key, name) for name in names], self.index, _numel(self.like))
 
 
 def _middle(low: float, high: float) -> float:

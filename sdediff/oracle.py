@@ -70,9 +70,7 @@ class Gaussian(_Oracle):
         self.axes: Tensor | None = None
         if cov.ndim == 2:
             if cov.shape != (d, d) or not torch.allclose(cov, cov.T, rtol=1e-10, atol=1e-12):
-                raise UserError(
-                    f"cov must be a symmetric matrix ({d}, {d}), a diagonal ({d},) or a number, not {tuple(cov.shape)}."
-                )
+                raise UserError(f"cov must be a symmetric matrix ({d}, {d}), a diagonal ({d},) or a number, not {tuple(cov.shape)}.")
             self.variances, self.axes = torch.linalg.eigh(cov)
             self.variances = self.variances.clamp(min=0.0)
         else:
@@ -132,9 +130,7 @@ class Mixture(_Oracle):
         self.variances = (stds[:, None] if stds.ndim == 1 else stds).expand(k, d) ** 2
         weights = torch.full((k,), 1.0 / k, dtype=torch.float64) if weights is None else _float64(weights)
         if weights.shape != (k,) or bool((weights < 0).any()) or not float(weights.sum()) > 0 or bool((stds < 0).any()):
-            raise UserError(
-                f"a mixture of {k} modes needs {k} weights and {k} standard deviations, none of them negative."
-            )
+            raise UserError(f"a mixture of {k} modes needs {k} weights and {k} standard deviations, none of them negative.")
         self.log_weights = torch.log(weights / weights.sum())
 
     def _parts(self, x: Tensor, t: Knot) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,7 @@ from .solver import Delegate, Solver
 from .solvers import Heun
 
 
-def latents(
-    model: Model, n: int, *, seed: int = 0, shape: tuple[int, ...] | None = None, first: int = 0, dtype=torch.float32
-) -> Tensor:
+def latents(model: Model, n: int, *, seed: int = 0, shape: tuple[int, ...] | None = None, first: int = 0, dtype=torch.float32) -> Tensor:
     """n start states N(0, prior_std^2), (n, *shape): row i is a function of (seed, first + i) alone.
 
     `shape` (of one sample) defaults to the model's own; `UserError` if neither is known.
@@ -45,9 +43,7 @@ def knots_for(
         return grid.knots(schedule, positive("steps", steps))
     assert calls is not None
     if not isinstance(solver, Solver):
-        raise UserError(
-            f"{solver!r} counts its own calls: give steps= (adaptive methods use only the two ends), or tolerances."
-        )
+        raise UserError(f"{solver!r} counts its own calls: give steps= (adaptive methods use only the two ends), or tolerances.")
     for n in range(positive("calls", calls), 0, -1):
         knots = grid.knots(schedule, n)
         if solver.calls(knots) <= calls:
@@ -84,26 +80,18 @@ def sample(
     if start is not None:
         below = [k for k in knots if k.time < start[1].time]
         if not below:
-            raise UserError(
-                f"start is at time {start[1].time:g}, below the whole grid, which ends at {knots[-1].time:g}."
-            )
+            raise UserError(f"start is at time {start[1].time:g}, below the whole grid, which ends at {knots[-1].time:g}.")
         knots = (start[1], *below)
     done = []
     for first in range(0, n, batch):
         size = min(batch, n - first)
-        x = (
-            latents(model, size, seed=seed, shape=shape, first=first, dtype=dtype)
-            if start is None
-            else start[0][first : first + size]
-        )
+        x = latents(model, size, seed=seed, shape=shape, first=first, dtype=dtype) if start is None else start[0][first : first + size]
         rows = torch.arange(first, first + size)
         done.append(run(solver, model.rows(rows), x.to(device), knots, seed=seed, first=first).x)
     return torch.cat(done)
 
 
-def run(
-    solver: Solver | Delegate, model: Model, x: Tensor, knots: tuple[Knot, ...], *, seed: int = 0, first: int = 0
-) -> Solution:
+def run(solver: Solver | Delegate, model: Model, x: Tensor, knots: tuple[Knot, ...], *, seed: int = 0, first: int = 0) -> Solution:
     """`solve` with white noise of `seed` for the samples first, first + 1, ... (only if the solver draws any)."""
     noise = White(seed).on(x, index=range(first, first + len(x))) if solver.facts.stochastic else None
     return solve(solver, model, x, knots, noise=noise)

@@ -134,9 +134,7 @@ class Schedule(ABC):
 
     def log_alpha_of(self, lam: Number) -> Number:
         """log alpha as a function of lam: what the family of the schedule fixes. Variance preserving unless overridden."""
-        return np.where(
-            lam > 0, -0.5 * np.log1p(np.exp(-2 * np.abs(lam))), lam - 0.5 * np.log1p(np.exp(-2 * np.abs(lam)))
-        )
+        return np.where(lam > 0, -0.5 * np.log1p(np.exp(-2 * np.abs(lam))), lam - 0.5 * np.log1p(np.exp(-2 * np.abs(lam))))
 
     # --- instants -------------------------------------------------------------------------------------------------
     def knot(self, t: Number) -> Knot:

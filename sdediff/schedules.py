@@ -93,15 +93,9 @@ class DiscreteVP(Schedule):
         if self.interpolation not in ("linear", "spline"):
             raise UserError(f'interpolation {self.interpolation!r} does not exist; choose "linear" or "spline".')
         if len(self.betas) < 2 or not all(0 < b < 1 for b in self.betas):
-            raise UserError(
-                "DiscreteVP needs at least two betas, each between 0 and 1 (alpha_i^2 = prod (1 - beta_j))."
-            )
-        if self.interpolation == "spline" and np.any(
-            self._spline.derivative()(np.linspace(0, 1, 8 * len(self.betas) + 1)) >= 0
-        ):
-            raise UserError(
-                "these betas are too uneven for a spline (log alpha would not decrease); use interpolation='linear'."
-            )
+            raise UserError("DiscreteVP needs at least two betas, each between 0 and 1 (alpha_i^2 = prod (1 - beta_j)).")
+        if self.interpolation == "spline" and np.any(self._spline.derivative()(np.linspace(0, 1, 8 * len(self.betas) + 1)) >= 0):
+            raise UserError("these betas are too uneven for a spline (log alpha would not decrease); use interpolation='linear'.")
 
     @staticmethod
     def linear(n: int = 1000, first: float = 1e-4, last: float = 0.02, interpolation: str = "linear") -> DiscreteVP:
@@ -279,9 +273,7 @@ class EDM(_Exploding):
 
 def _sigmas(schedule: VE | EDM) -> None:
     if not 0 < schedule.sigma_min < schedule.sigma_max:
-        raise UserError(
-            f"{type(schedule).__name__} needs 0 < sigma_min < sigma_max, not {schedule.sigma_min} and {schedule.sigma_max}."
-        )
+        raise UserError(f"{type(schedule).__name__} needs 0 < sigma_min < sigma_max, not {schedule.sigma_min} and {schedule.sigma_max}.")
 
 
 @dataclass(frozen=True)

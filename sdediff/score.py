@@ -44,9 +44,7 @@ class ScoreNet:
         choose("predicts", predicts, (*KINDS, "mean"))
         choose("condition", condition, CONDITIONS)
         if (predicts == "mean" or condition == "index") and not isinstance(schedule, DiscreteVP):
-            raise UserError(
-                f"{predicts if predicts == 'mean' else condition!r} counts DDPM's indices: it needs a DiscreteVP schedule."
-            )
+            raise UserError(f"{predicts if predicts == 'mean' else condition!r} counts DDPM's indices: it needs a DiscreteVP schedule.")
         self.net, self.schedule, self.predicts, self.condition = net, schedule, predicts, condition
         self.labels, self.shape = labels, shape
 
@@ -83,9 +81,7 @@ class ScoreNet:
     def _from_mean(self, x: Tensor, t: Knot, mean: Tensor) -> Tensor:
         """x0 = (mean - a x)/b, where a x + b x0 is the posterior mean at the index before t."""
         assert isinstance(self.schedule, DiscreteVP)
-        s = self.schedule.knot(
-            np.maximum(t.time - 1 / self.schedule.n, 0.0) if isinstance(t.time, np.ndarray) else self._before(t)
-        )
+        s = self.schedule.knot(np.maximum(t.time - 1 / self.schedule.n, 0.0) if isinstance(t.time, np.ndarray) else self._before(t))
         part = -np.expm1(2 * (t.lam - s.lam))
         a, b = np.exp(t.log_alpha - s.log_alpha + 2 * (s.log_sigma - t.log_sigma)), s.alpha * part
         number = float if isinstance(t.time, float) else np.asarray

@@ -75,9 +75,7 @@ def solve(
             knots = controller.knots if isinstance(controller, Fixed) else tuple(_knots(controller, solver))
             solution = replace(solver.run(counted, x, knots, bound(noise, x)), calls=counted.calls)
             if not bool(torch.isfinite(solution.x).all()):
-                raise ModelError(
-                    f"{solver!r} ended in NaN or infinity: check the model's answers, or loosen the tolerance."
-                )
+                raise ModelError(f"{solver!r} ended in NaN or infinity: check the model's answers, or loosen the tolerance.")
             return solution
         return _solve(solver, counted, x, controller, memory, noise, path)
 
@@ -129,14 +127,10 @@ def _find_nan(solver, model, x, controller, memory, noise) -> None:
         for frame in march(solver, _Watched(model), x, controller, memory=memory, noise=noise):
             step += 1
             if not bool(torch.isfinite(frame.x).all()):
-                raise ModelError(
-                    f"the state became NaN or infinite at time {frame.t.time:g} under {solver!r}: take smaller steps."
-                )
+                raise ModelError(f"the state became NaN or infinite at time {frame.t.time:g} under {solver!r}: take smaller steps.")
     except ModelError as wrong:
         raise ModelError(f"step {max(step, 1)}: {wrong}") from None
-    raise ModelError(
-        f"{solver!r} ended in NaN or infinity once, but not when run again: the network is not deterministic (dropout on?)."
-    )
+    raise ModelError(f"{solver!r} ended in NaN or infinity once, but not when run again: the network is not deterministic (dropout on?).")
 
 
 def _keep_freed_blocks(x: Tensor) -> None:
@@ -155,18 +149,14 @@ def bound(noise: Any, x: Tensor) -> Any:
 
 def _knots(controller, solver) -> Sequence[Knot]:
     if isinstance(controller, Controller):
-        raise UserError(
-            f"{solver!r} chooses its own steps: give it knots (their ends are what counts), not {controller!r}."
-        )
+        raise UserError(f"{solver!r} chooses its own steps: give it knots (their ends are what counts), not {controller!r}.")
     return Fixed(controller).knots
 
 
 def _check_state(model: Model, x: Tensor) -> None:
     shape = model.shape
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise UserError(
-            f"the state must be a floating point tensor (batch, ...), not {getattr(x, 'dtype', type(x).__name__)}."
-        )
+        raise UserError(f"the state must be a floating point tensor (batch, ...), not {getattr(x, 'dtype', type(x).__name__)}.")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise UserError(
             f"the state has shape {tuple(x.shape)}, but the model works on (batch, {', '.join(map(str, shape))}): check the latents."

@@ -71,9 +71,7 @@ class Solver(ABC, Generic[M]):
     @property
     def inverse(self) -> Solver:
         """The solver that undoes this one when run over the reversed knots. `UserError` if there is none."""
-        raise UserError(
-            f"{self!r} has no inverse: it {'draws noise' if self.facts.stochastic else 'cannot be undone'}."
-        )
+        raise UserError(f"{self!r} has no inverse: it {'draws noise' if self.facts.stochastic else 'cannot be undone'}.")
 
 
 class OneStep(Solver[None]):

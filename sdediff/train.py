@@ -48,9 +48,7 @@ class Training:
         choose("decay", self.decay, ("cosine", "constant"))
         choose("precision", self.precision, ("float32", "bf16"))
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
-            raise UserError(
-                f"training needs lr > 0, clip > 0 and 0 <= ema < 1, not {self.lr}, {self.clip} and {self.ema}."
-            )
+            raise UserError(f"training needs lr > 0, clip > 0 and 0 <= ema < 1, not {self.lr}, {self.clip} and {self.ema}.")
 
     def lr_at(self, k: int) -> float:
         """The learning rate of step k (from 0)."""
@@ -109,13 +107,9 @@ def fit(
     if not isinstance(net, nn.Module):
         raise UserError("fit trains an nn.Module: ScoreNet(net, ...) with another callable cannot be trained.")
     if len(data) < training.batch:
-        raise UserError(
-            f"the batch of {training.batch} is larger than the data ({len(data)} samples); choose a batch of at most that."
-        )
+        raise UserError(f"the batch of {training.batch} is larger than the data ({len(data)} samples); choose a batch of at most that.")
     net.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay
-    )
+    optimiser = torch.optim.AdamW(net.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay)
     state = _State(model, {k: v.detach().clone() for k, v in net.state_dict().items()}, optimiser, 0)
     path = Path(folder) / "state.safetensors" if folder is not None else None
     about = {"training": asdict(training)}
@@ -145,9 +139,7 @@ def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
     same = json.loads(json.dumps(about))
     differing = [k for k in same if found.get(k) != same[k]]
     if differing:
-        raise UserError(
-            f"{path} is the run of other settings (differing: {', '.join(differing)}): choose another folder, or remove it."
-        )
+        raise UserError(f"{path} is the run of other settings (differing: {', '.join(differing)}): choose another folder, or remove it.")
     state.restore(tensors, step, path)
 
 
@@ -167,9 +159,7 @@ def _step(state: _State, x0: Tensor, training: Training, k: int) -> Tensor:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(net.parameters(), training.clip)
     if not bool(torch.isfinite(norm)):
-        raise ModelError(
-            f"the gradient became NaN or infinite at step {k + 1}: lower lr (now {training.lr:g}), or check the data."
-        )
+        raise ModelError(f"the gradient became NaN or infinite at step {k + 1}: lower lr (now {training.lr:g}), or check the data.")
     state.optimiser.step()
     decay = min(training.ema, (1 + k) / (10 + k))
     with torch.no_grad():
@@ -182,9 +172,7 @@ class _Float(ScoreNet):
 
     def __init__(self, model: ScoreNet):
         net = model.net
-        super().__init__(
-            lambda *args: net(*args).float(), model.schedule, model.predicts, model.condition, model.labels, model.shape
-        )
+        super().__init__(lambda *args: net(*args).float(), model.schedule, model.predicts, model.condition, model.labels, model.shape)
 
 
 class _Order:

@@ -24,9 +24,7 @@ class Tableau:
     def __post_init__(self) -> None:
         explicit = len(self.a) == len(self.b) and all(len(row) == i for i, row in enumerate(self.a))
         if not explicit or abs(sum(self.b) - 1) > 1e-12:
-            raise UserError(
-                "an explicit tableau has rows a[i] of length i, as many as weights b, and weights that sum to 1."
-            )
+            raise UserError("an explicit tableau has rows a[i] of length i, as many as weights b, and weights that sum to 1.")
 
     @property
     def c(self) -> tuple[float, ...]:

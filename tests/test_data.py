@@ -66,9 +66,7 @@ def test_idx_read_from_known_bytes(file: Path) -> None:
 
 @given(array=ARRAYS, zipped=st.booleans(), data=st.data())
 @settings(deadline=None, max_examples=150)
-def test_truncation_at_any_byte_is_a_data_error(
-    file: Path, array: np.ndarray, zipped: bool, data: st.DataObject
-) -> None:
+def test_truncation_at_any_byte_is_a_data_error(file: Path, array: np.ndarray, zipped: bool, data: st.DataObject) -> None:
     whole = gzip.compress(idx_bytes(array)) if zipped else idx_bytes(array)
     cut = data.draw(st.integers(0, len(whole) - 1))
     file.write_bytes(whole[:cut])

@@ -16,9 +16,7 @@ def digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as e:
-        raise DataError(
-            "The digits come with scikit-learn, which is not installed. Install it: pip install 'sdediff[study]'"
-        ) from e
+        raise DataError("The digits come with scikit-learn, which is not installed. Install it: pip install 'sdediff[study]'") from e
     pixels, labels = load_digits(return_X_y=True)
     x = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
     return Dataset(x, torch.as_tensor(labels, dtype=torch.int64), "digits")

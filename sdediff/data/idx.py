@@ -41,10 +41,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     expected = start + math.prod(shape) * dtype.itemsize
     if not whole or len(data) < expected:
         fault = "it is truncated" if whole else f"its gzip stream ends early, after {len(raw)} bytes"
-        raise DataError(
-            f"{path}: {fault}: expected {expected} bytes of idx (shape {shape}, {dtype.name}), found {len(data)}. "
-            f"{AGAIN}"
-        )
+        raise DataError(f"{path}: {fault}: expected {expected} bytes of idx (shape {shape}, {dtype.name}), found {len(data)}. {AGAIN}")
     if len(data) > expected:
         raise DataError(
             f"{path}: {len(data) - expected} bytes follow the data: expected {expected} bytes of idx (shape {shape}, "
@@ -107,8 +104,7 @@ def idx_images(images_path: str | Path, labels_path: str | Path | None = None) -
     labels = read_idx(labels_path)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{labels_path} holds {labels.dtype} of shape {labels.shape}; expected integer labels (n,). "
-            "Were images and labels swapped?"
+            f"{labels_path} holds {labels.dtype} of shape {labels.shape}; expected integer labels (n,). Were images and labels swapped?"
         )
     if len(labels) != len(pixels):
         raise DataError(
@@ -137,6 +133,5 @@ def _published(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise DataError(
-        f"There is no {name} or {name}.gz in {folder}. Expected the four files of MNIST there; give the folder that "
-        "holds them."
+        f"There is no {name} or {name}.gz in {folder}. Expected the four files of MNIST there; give the folder that holds them."
     )

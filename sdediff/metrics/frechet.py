@@ -109,8 +109,7 @@ def _factor(cov: Tensor) -> Tensor:
     largest = float(values.abs().max())
     if float(values.min()) < -1e-6 * largest:
         raise MetricError(
-            f"The covariance has the eigenvalue {float(values.min()):.3g}; expected none below zero. "
-            "Make it with moments(features)."
+            f"The covariance has the eigenvalue {float(values.min()):.3g}; expected none below zero. Make it with moments(features)."
         )
     noise = len(cov) * torch.finfo(torch.float64).eps * largest
     return vectors * values.where(values > noise, values.new_zeros(())).sqrt()

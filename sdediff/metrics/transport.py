@@ -22,8 +22,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 256, seed: int =
         import ot
     except ImportError as e:
         raise MetricError(
-            "The sliced Wasserstein distance is computed by POT, which is not installed. "
-            "Install it: pip install 'sdediff[study]'"
+            "The sliced Wasserstein distance is computed by POT, which is not installed. Install it: pip install 'sdediff[study]'"
         ) from e
     if x.shape[1:] != y.shape[1:] or x.ndim < 2 or y.ndim < 2:
         raise MetricError(

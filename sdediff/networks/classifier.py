@@ -16,9 +16,7 @@ class Classifier(nn.Module):
     layer; classes: number of logits. `config` holds these five, so `Classifier(**net.config)` is the same architecture.
     """
 
-    def __init__(
-        self, channels: int = 1, size: int = 28, width: int = 16, features: int = 64, classes: int = 10
-    ) -> None:
+    def __init__(self, channels: int = 1, size: int = 28, width: int = 16, features: int = 64, classes: int = 10) -> None:
         super().__init__()
         self.config = {"channels": channels, "size": size, "width": width, "features": features, "classes": classes}
         for name, value in self.config.items():

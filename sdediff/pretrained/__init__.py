@@ -25,10 +25,7 @@ def feature_extractor(name: str) -> Classifier:
     """
     if name not in CLASSIFIERS:
         near = difflib.get_close_matches(name, CLASSIFIERS, n=1, cutoff=0)
-        raise ValueError(
-            f"There is no feature extractor {name!r}. Expected one of: {', '.join(CLASSIFIERS)}. "
-            f"Did you mean {near[0]!r}?"
-        )
+        raise ValueError(f"There is no feature extractor {name!r}. Expected one of: {', '.join(CLASSIFIERS)}. Did you mean {near[0]!r}?")
     return load_classifier(classifier_path(name))
 
 
@@ -40,15 +37,11 @@ def classifier_path(name: str) -> Path:
 def load_classifier(path: Path) -> Classifier:
     """A classifier written by `python -m sdediff.pretrained.classifiers`, in eval mode, without gradients."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"There are no weights at {path}. Make them: python -m sdediff.pretrained.classifiers digits (or mnist)"
-        )
+        raise FileNotFoundError(f"There are no weights at {path}. Make them: python -m sdediff.pretrained.classifiers digits (or mnist)")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if "config" not in metadata:
-            raise ValueError(
-                f"{path} has no `config` in its metadata; expected a file written by this package's recipe."
-            )
+            raise ValueError(f"{path} has no `config` in its metadata; expected a file written by this package's recipe.")
         net = Classifier(**json.loads(metadata["config"]))
         net.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     return net.eval().requires_grad_(False)

@@ -118,9 +118,7 @@ def accuracy(net: Classifier, dataset: Dataset, batch: int = 1000) -> float:
 def splits(name: str) -> tuple[Dataset, Dataset, str]:
     """(train, test, the split in words) of the recipe of that name. Raises DataError when the data is missing."""
     if name == "digits":
-        return *held_out(
-            digits()
-        ), "a random 20 % of the 1797 digits, held_out(digits(), 0.2, seed=0), never trained on"
+        return *held_out(digits()), "a random 20 % of the 1797 digits, held_out(digits(), 0.2, seed=0), never trained on"
     folder = data_folder()
     if folder is None:
         raise DataError("MNIST is not on this machine. Name the folder that holds mnist/: export SDEDIFF_DATA=/path")

@@ -44,14 +44,10 @@ class Sigmas:
     def between(self, t: Knot, s: Knot) -> float:
         """n for the step from t to s. `UserError` if these are not neighbouring times of the table, or n exceeds sigma_s."""
         if (t.time, s.time) not in self._of:
-            raise UserError(
-                f"Sigmas has no value for the step from time {t.time:g} to {s.time:g}; make it on the knots of the run."
-            )
+            raise UserError(f"Sigmas has no value for the step from time {t.time:g} to {s.time:g}; make it on the knots of the run.")
         n = self._of[t.time, s.time]
         if n > s.sigma * (1 + 1e-12):
-            raise UserError(
-                f"the noise {n:g} of the step to time {s.time:g} exceeds sigma there ({s.sigma:g}): keep it below."
-            )
+            raise UserError(f"the noise {n:g} of the step to time {s.time:g} exceeds sigma there ({s.sigma:g}): keep it below.")
         return n
 
 

@@ -1,0 +1,71 @@
+"""The floors of the house: imports go down only, never in a circle, and the forbidden ones stay forbidden."""
+
+from __future__ import annotations
+
+import ast
+
+from conftest import ROOT
+
+FLOORS = [
+    {"names", "combine", "networks", "data", "metrics"},
+    {"schedule", "noise", "weights"},
+    {"schedules"},
+    {"grid", "prediction"},
+    {"coordinates", "oracle", "score", "result"},
+    {"solver"},
+    {"solvers", "control", "checkpoint", "pretrained"},
+    {"train", "solve", "external"},
+    {"sampling"},
+    {"inversion"},
+    {"study", "interop"},
+    {"cli", "__init__", "__main__"},
+]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+NEVER = [
+    ("solvers", {"score", "networks", "train", "study"}),
+    ("networks", set(FLOOR) - {"networks"}),
+    ("metrics", set(FLOOR) - {"metrics"}),
+]
+
+
+def imports() -> set[tuple[str, str, str]]:
+    """(file, its room, the room it imports) for every import of ours."""
+    found = set()
+    package = ROOT / "sdediff"
+    for file in package.rglob("*.py"):
+        parts = file.relative_to(package).with_suffix("").parts
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                base = list(parts[: len(parts) - node.level]) if node.level else []
+                path = base + (node.module or "").split(".") if node.module else base
+                ours = node.level or path[0] == "sdediff"
+                path = path[1:] if path and path[0] == "sdediff" else path
+                names = ([path] if path else [[a.name] for a in node.names]) if ours else []
+                assert node.module is None or node.module.split(".")[0] not in ("benchmarks", "tests"), file
+            found |= {("/".join(parts), parts[0], name[0]) for name in names if name and name[0]}
+    return found
+
+
+def test_imports_go_down_the_floors():
+    assert len(imports()) > 50
+    for file, room, other in imports():
+        assert room in FLOOR, f"{file}: give the room {room!r} a floor"
+        assert other in FLOOR, f"{file} imports {other!r}, which has no floor"
+        assert room == other or FLOOR[other] < FLOOR[room], f"{file} imports {other}, which is not on a floor below"
+
+
+def test_what_must_never_be_imported_is_not():
+    for file, room, other in imports():
+        for who, what in NEVER:
+            assert not (room == who and other in what), f"{file} must not import {other}"
+
+
+def test_solver_files_do_not_import_one_another():
+    families = {f.stem for f in (ROOT / "sdediff" / "solvers").glob("*.py")} - {"__init__"}
+    for file in (ROOT / "sdediff" / "solvers").glob("*.py"):
+        if file.stem == "__init__":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                assert (node.module or "") not in families, file
