@@ -85,6 +85,9 @@ class Angle(Coordinates):
         if not self.data_std > 0:
             raise UserError(f"Angle(data_std) needs a positive standard deviation, not {self.data_std}.")
 
+    def __repr__(self) -> str:
+        return "Angle()" if self.data_std == 1.0 else f"Angle(data_std={self.data_std})"
+
     def scale(self, t: Knot) -> Number:
         return (t.alpha**2 * self.data_std**2 + t.sigma**2) ** 0.5
 

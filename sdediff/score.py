@@ -75,7 +75,7 @@ class ScoreNet:
             assert isinstance(self.schedule, DiscreteVP)
             value = t.time * self.schedule.n - 1
         if isinstance(value, float):
-            return torch.full((len(x),), value, dtype=x.dtype, device=x.device)
+            return torch.full((1,), value, dtype=x.dtype, device=x.device).expand(len(x))
         return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
     def _from_mean(self, x: Tensor, t: Knot, mean: Tensor) -> Tensor:

@@ -121,4 +121,9 @@ class Delegate(Protocol):
     @property
     def facts(self) -> Facts: ...
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its own steps; of the knots only the ends count then."""
+        ...
+
     def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None) -> Solution: ...

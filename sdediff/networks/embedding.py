@@ -53,7 +53,7 @@ class Waves(nn.Module):
 class ConditionEmbedding(nn.Module):
     """Condition (n,) and optional labels (n,) to one vector a sample, (n, width).
 
-    A condition of shape (1,) is one number for all: it is embedded once, (1, width), and broadcasts.
+    A condition of shape (1,), or expanded from it (stride 0), is one number for all: it is embedded once, (1, width), and broadcasts.
 
         embedding = W2 silu(W1 waves(condition) + b1) + b2  [+ table[label]]
 
@@ -79,6 +79,8 @@ class ConditionEmbedding(nn.Module):
     def forward(self, condition: Tensor, labels: Tensor | None = None) -> Tensor:
         if condition.ndim != 1:
             raise ValueError(f"the condition is one number a sample, of shape (n,); got {tuple(condition.shape)}")
+        if condition.stride(0) == 0:
+            condition = condition[:1]
         embedding = self.mix(self.waves(condition))
         if self.table is None or self.classes is None:
             if labels is not None:

@@ -1,7 +1,9 @@
 """Every solver, by name. One file a family; a new solver is a class there and a name here, and the laws measure it."""
 
+from typing import Any
+
 from ..coordinates import COORDINATES
-from ..names import from_repr
+from ..names import UserError, from_repr
 from ..weights import Tableau
 from .ddim import DDIM, Sigmas
 from .ddpm import DDPM
@@ -16,12 +18,13 @@ VALUES = (*COORDINATES, Sigmas, Tableau)
 """The classes whose values appear as options of solvers."""
 
 
-def named(text: str, extra: tuple[type, ...] = ()):
+def named(text: str, extra: tuple[type, ...] = ()) -> Any:
     """The solver whose `repr` is `text`, e.g. `named("DDIM(eta=0.5)")`; a bare name takes its defaults.
 
     `extra` adds classes (the delegates). Raises `UserError` naming what exists and the nearest name.
     """
     made = from_repr(text, {c.__name__: c for c in (*SOLVERS, *extra, *VALUES)})
-    if isinstance(made, VALUES):
-        from_repr("?", {c.__name__: c for c in SOLVERS})
+    if not isinstance(made, (*SOLVERS, *extra)):
+        solvers = ", ".join(sorted(c.__name__ for c in (*SOLVERS, *extra)))
+        raise UserError(f"{text!r} is an option's value, not a solver; there are {solvers}.")
     return made

@@ -1,0 +1,5 @@
+"""`python -m sdediff` is `sdediff`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Other people's networks as models of ours."""

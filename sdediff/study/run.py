@@ -1,0 +1,58 @@
+"""The whole study as a generator of progress; it writes everything into one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..checkpoint import write_bytes
+from .extras import midpoints, round_trips
+from .problem import Judge, Problem
+from .settings import Settings
+from .sweep import DDIM_CURVE, DDPM_CURVE, Results, sweep
+from .tables import consistency
+
+
+class Progress(NamedTuple):
+    """Network calls (about) that the last piece of work took, and what it was."""
+
+    calls: int
+    what: str
+
+
+class Outcome(NamedTuple):
+    """Everything a study found."""
+
+    results: Results
+    judge: Judge
+    round_trip: list[dict[str, Any]]
+    consistency: list[dict[str, Any]]
+    midpoints: list[dict[str, Any]]
+
+
+def study(problem: Problem, settings: Settings, folder: str | Path, command: str = "sdediff study") -> Iterator[Progress | Outcome]:
+    """Run a study and write results.csv, the pictures and report.html into `folder`. Yields `Progress`, and at last the `Outcome`.
+
+    results.csv is written whole after every seed; every file appears only when it is complete. Raises `UserError` if the folder cannot
+    be written, before anything is run.
+    """
+    from .page import draw, write_page  # matplotlib is loaded only by who draws
+
+    folder = Path(folder)
+    write_bytes(folder / "settings.txt", f"{command}\n{settings}\n".encode())
+    judge, results = Judge.of(problem, settings.samples), Results()
+    per_seed = len(settings.cells()) + 1
+    for i, calls in enumerate(sweep(problem, settings, judge, results), start=1):
+        if i % per_seed == 0:
+            write_bytes(folder / "results.csv", results.frame().to_csv(index=False).encode())
+        yield Progress(calls, results.rows[-1].solver if results.rows else "the converged flow")
+    trips = []
+    for trip in round_trips(problem, settings):
+        trips.append(trip)
+        yield Progress(2 * (trip["steps"] or 100), "round trips")
+    middle = list(midpoints(problem, settings, judge))
+    outcome = Outcome(results, judge, trips, consistency(problem, results, (DDIM_CURVE, DDPM_CURVE)), middle)
+    pictures = draw(problem, settings, outcome, folder)
+    write_page(problem, settings, outcome, folder, pictures, command)
+    yield outcome

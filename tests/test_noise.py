@@ -1,0 +1,208 @@
+"""Noise: a pure function of (seed, sample, arguments), standard normal, and one Brownian path a sample whatever is asked first."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from sdediff import Brownian, UserError, White
+
+SOURCES = {"white": White(3), "brownian": Brownian(3, (0.0, 1.0)), "wide": Brownian(3, (1e-4, 1e4))}
+sources = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+WIDE = (1e-4, 1e4)
+wide_times = st.floats(math.log(1e-4), math.log(1e4)).map(lambda v: min(max(math.exp(v), 1e-4), 1e4))
+FEW = torch.zeros(3, 2, dtype=torch.float64)
+MANY = torch.zeros(20_000, 2, dtype=torch.float64)
+
+
+def state(n, *shape, dtype=torch.float64):
+    return torch.zeros(n, *shape, dtype=dtype)
+
+
+def looks_normal(z):
+    """Moments up to the fourth within 4.5 standard errors, and the Kolmogorov distance."""
+    z = np.asarray(z, dtype=np.float64).ravel()
+    n = len(z)
+    moments = (z.mean(), z.var() - 1, stats.skew(z), stats.kurtosis(z))
+    errors = np.sqrt(np.array([1, 2, 6, 24]) / n)
+    assert (np.abs(moments) < 4.5 * errors).all(), moments / errors
+    assert stats.kstest(z, "norm").pvalue > 1e-4
+
+
+def uncorrelated(a, b):
+    """Neither the numbers nor their squares are correlated, to 4.5 standard errors."""
+    a, b = a.double().flatten(), b.double().flatten()
+    for x, y in ((a, b), (a**2, b**2), (a.abs(), b)):
+        assert abs(torch.corrcoef(torch.stack([x, y]))[0, 1]) < 4.5 / math.sqrt(len(a))
+
+
+# --- a pure function of the sample ------------------------------------------------------------------------------------
+
+
+@sources
+@settings(max_examples=30, deadline=None)
+@given(index=st.lists(st.integers(0, 2**40), min_size=1, max_size=8), key=st.integers(0, 5))
+def test_a_sample_has_its_noise_in_any_batch(source, index, key):
+    together = source.on(state(len(index), 3, 2), torch.tensor(index))
+    for i, sample in enumerate(index):
+        alone = source.on(state(1, 3, 2), range(sample, sample + 1))
+        assert torch.equal(together(0.2, 0.7, key)[i], alone(0.2, 0.7, key)[0])
+        assert torch.equal(together.fresh(key)[i], alone.fresh(key)[0])
+
+
+@sources
+def test_rows_and_order(source):
+    noise = source.on(state(6, 2))
+    for rows in (torch.tensor([4, 0, 5]), torch.tensor([True, False, True, True, False, False]), torch.arange(6).flip(0)):
+        assert torch.equal(noise.rows(rows)(0.9, 0.3), noise(0.9, 0.3)[rows])
+        assert torch.equal(noise.rows(rows).fresh(1), noise.fresh(1)[rows])
+    twice = noise.rows(torch.tensor([5, 3, 1])).rows(torch.tensor([2, 0]))
+    assert torch.equal(twice(0.1, 0.2), noise(0.1, 0.2)[torch.tensor([1, 5])])
+    assert torch.equal(source.on(state(3, 2), range(2, 5))(0.1, 0.2), noise(0.1, 0.2)[2:5])
+
+
+@sources
+def test_the_same_call_gives_the_same_bits(source):
+    noise = source.on(FEW)
+    first = noise(0.3, 0.5), noise.fresh(0)
+    assert torch.equal(noise(0.3, 0.5), first[0])
+    assert torch.equal(noise.fresh(0), first[1])
+    assert torch.equal(type(source)(*vars(source).values()).on(FEW)(0.3, 0.5), first[0])
+    first[0].zero_()  # what a caller does with it is not our business
+    assert torch.equal(source.on(FEW)(0.3, 0.5), noise(0.3, 0.5))
+    assert noise(0.3, 0.5).abs().max() > 0
+
+
+@sources
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_noise_is_like_the_state(source, dtype):
+    noise, exact = source.on(state(4, 1, 3, 3, dtype=dtype)), source.on(state(4, 1, 3, 3))
+    for mine, its in ((noise(0.25, 0.5), exact(0.25, 0.5)), (noise.fresh(0), exact.fresh(0))):
+        assert mine.dtype == dtype
+        assert mine.shape == (4, 1, 3, 3)
+        assert torch.equal(mine, its.to(dtype))
+
+
+@sources
+def test_wrong_number_of_indices_is_refused(source):
+    with pytest.raises(UserError, match="needs 3 sample indices"):
+        source.on(FEW, range(2))
+
+
+@sources
+def test_noise_does_not_touch_the_global_generator(source):
+    before = torch.get_rng_state()
+    source.on(FEW)(0.1, 0.4)
+    source.on(FEW).fresh(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- white ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, -7, 2**70])
+def test_white_is_standard_normal_times_the_root_of_the_interval(seed):
+    noise = White(seed).on(MANY)
+    looks_normal(noise.fresh(0))
+    for a, b in ((0.0, 1.0), (7.0, 3.0), (1e-6, 2e-6)):
+        looks_normal(noise(a, b) / math.sqrt(abs(b - a)))
+    looks_normal(White(seed).on(state(2, 200, 211)).fresh(5))  # along the components
+    assert noise(0.5, 0.5).abs().max() == 0
+
+
+def test_white_normals_are_normal_far_out():
+    z = White(0).on(state(1, 2_000_000)).fresh(0).flatten()
+    for q in (1.0, 2.0, 3.0, 4.0):
+        expected = 2 * stats.norm.sf(q) * len(z)
+        assert abs(float((z.abs() > q).sum()) - expected) < 4.5 * math.sqrt(expected)
+    assert z.abs().max() < 6.8
+
+
+def test_white_draws_differ_in_every_argument():
+    noise = White(0).on(MANY)
+    base = noise(0.0, 1.0)
+    others = [noise(1.0, 0.0), noise(0.0, 0.5), noise(0.5, 1.0), noise(0.0, 1.0, key=1), noise.fresh(0), noise.fresh(1)]
+    others += [White(1).on(MANY)(0.0, 1.0), White(2**32).on(MANY)(0.0, 1.0)]
+    others += [White(0).on(MANY, range(20_000, 40_000))(0.0, 1.0), base.roll(1, 0), base.flip(1)]
+    for other in others:
+        uncorrelated(base, other)
+    uncorrelated(noise.fresh(0), noise.fresh(1))
+    wide = White(0).on(state(2, 20_001)).fresh(0)
+    uncorrelated(wide[0], wide[1])
+    uncorrelated(wide[0, :10_000], wide[0, 10_001:])  # the two halves of Box-Muller
+
+
+# --- Brownian ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(times=st.lists(wide_times, min_size=3, max_size=3), key=st.integers(0, 2))
+def test_brownian_telescopes_and_has_a_direction(times, key):
+    a, b, c = times
+    noise = Brownian(0, WIDE).on(FEW)
+    torch.testing.assert_close(noise(a, b, key) + noise(b, c, key), noise(a, c, key), rtol=1e-12, atol=1e-12)
+    assert torch.equal(noise(b, a, key), -noise(a, b, key))
+    assert noise(a, a).abs().max() == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_brownian_does_not_depend_on_what_was_asked_before(data):
+    depth = data.draw(st.sampled_from([3, 24]))
+    times = data.draw(st.lists(st.one_of(wide_times, st.sampled_from([*WIDE, 1.0, 0.01])), min_size=2, max_size=10))
+    path = Brownian(5, WIDE, depth)
+    in_order = path.on(FEW)
+    values = {t: in_order.at(t).clone() for t in times}
+    shuffled = path.on(FEW)
+    for t in data.draw(st.permutations(times)):
+        assert torch.equal(shuffled.at(t), values[t])
+        assert torch.equal(path.on(FEW).at(t), values[t])
+
+
+@pytest.mark.parametrize("depth", [2, 24])
+def test_brownian_has_the_law_of_brownian_motion(depth):
+    low, high = WIDE
+    noise = Brownian(1, WIDE, depth).on(MANY)
+    for t in (2e-4, 1e-3, 0.7, 1.0, 99.0, 8e3, high):
+        looks_normal(noise(low, t) / math.sqrt(t - low))
+    if depth == 24:
+        for a, b in ((1e-3, 1.0001e-3), (1.0, 1.0001), (0.3, 50.0), (9e3, 9e3 + 1e-2), (1e-4, 1e4)):
+            looks_normal(noise(a, b) / math.sqrt(b - a))
+        for first, second in (((1e-4, 1.0), (1.0, 3.0)), ((0.3, 0.31), (0.31, 0.4)), ((5.0, 6.0), (7e3, 9e3))):
+            uncorrelated(noise(*first), noise(*second))
+    assert noise.at(low).abs().max() == 0
+
+
+def test_brownian_paths_differ_in_seed_key_and_sample():
+    base = Brownian(0, (0.0, 1.0)).on(MANY)
+    for other in (Brownian(1, (0.0, 1.0)).on(MANY), Brownian(0, (0.0, 1.0)).on(MANY, range(20_000, 40_000))):
+        uncorrelated(base(0.0, 1.0), other(0.0, 1.0))
+        uncorrelated(base(0.2, 0.3), other(0.2, 0.3))
+    uncorrelated(base(0.2, 0.9), base(0.2, 0.9, key=1))
+    uncorrelated(base.fresh(0), base(0.0, 1.0))
+    uncorrelated(base(0.0, 1.0)[:, 0], base(0.0, 1.0)[:, 1])
+
+
+def test_brownian_refusals():
+    noise = Brownian(0, (0.5, 2.0)).on(FEW)
+    for a, b in ((0.4, 1.0), (1.0, 2.1), (math.nan, 1.0), (1.0, math.inf)):
+        with pytest.raises(UserError, match="give a wider range"):
+            noise(a, b)
+    for bad in ((1.0, 1.0), (2.0, 1.0), (0.0, math.inf), (math.nan, 1.0)):
+        with pytest.raises(UserError, match="finite range"):
+            Brownian(0, bad)
+
+
+# --- found by these tests and reported --------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, reason="an int and the equal float, and 0.0 and -0.0, are folded as different words")
+@pytest.mark.parametrize(("a", "b"), [(1, 2), (-0.0, 1.0), (1.0, 2)])
+def test_equal_readings_give_the_same_noise(a, b):
+    assert torch.equal(White(0).on(FEW)(a, b), White(0).on(FEW)(a + 0.0, b + 0.0))
