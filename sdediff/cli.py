@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True)
 
 CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use; 'digits' is the one in the package.")]
@@ -161,8 +161,9 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
-    for i, key in enumerate(rows[0]):
-        table.add_column(key.replace("_", " "), justify="left" if i == 0 else "right", no_wrap=0 < i < len(rows[0]) - 1, overflow="fold")
+    for i, (key, value) in enumerate(rows[0].items()):
+        number = not isinstance(value, str) or value[:1].isdigit()
+        table.add_column(key.replace("_", " "), justify="right" if i and number else "left", no_wrap=number, overflow="fold")
     for row in rows:
         table.add_row(*(show(v) for v in row.values()))
     out.print(table)
@@ -255,7 +256,8 @@ def solvers() -> None:
         orders = {"ode": facts.ode, "strong": facts.strong, "weak": facts.weak}
         rows.append(
             {
-                "solver": repr(value),
+                "solver": type(value).__name__,
+                "options": repr(value).removeprefix(type(value).__name__)[1:-1],
                 "order": ", ".join(f"{k} {v:g}" for k, v in orders.items() if v is not None) or "–",
                 "calls a step": "adaptive" if isinstance(value, Delegate) and value.adaptive else f"{facts.evals:g}",
                 "stochastic": "yes" if facts.stochastic else "no",
@@ -263,7 +265,7 @@ def solvers() -> None:
                 "reference": facts.reference,
             }
         )
-    _print_table("Solvers (defaults; options as in their docstrings)", rows)
+    _print_table("Solvers, with their default options", rows)
 
 
 def _grid(text: str) -> Grid:

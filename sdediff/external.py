@@ -66,7 +66,12 @@ class _Flow:
         else:
             t = self.coordinates.knot(self.first, self.coordinates.clock(self.first) + self.sign * tau)
         p = self.model(combine(linear(y, self.coordinates.scale(t))), t)
-        return combine(self.coordinates.velocity(p) * self.sign)
+        velocity = combine(self.coordinates.velocity(p) * self.sign)
+        if not bool(torch.isfinite(velocity).all()):  # these libraries would look for a step size for ever, or fail far from the cause
+            raise ModelError(
+                f"at time {t.time:g} the model returned NaN or infinity: check the network there, or end the grid short of it."
+            )
+        return velocity
 
     def start(self, x: Tensor) -> Tensor:
         return combine(linear(x, 1 / self.coordinates.scale(self.first)))
@@ -169,10 +174,7 @@ class SciPy:
 
         def field(tau: float, y: np.ndarray) -> np.ndarray:
             state = torch.as_tensor(y.reshape(x.shape)).to(device=x.device, dtype=x.dtype)
-            velocity = flow(tau, state)
-            if not bool(torch.isfinite(velocity).all()):
-                raise ModelError(f"the model returned NaN or infinity (clock {flow.sign * tau:+g} from the start): check it there.")
-            return velocity.double().cpu().numpy().ravel()
+            return flow(tau, state).double().cpu().numpy().ravel()
 
         y0 = flow.start(x).double().cpu().numpy().ravel()
         found = solve_ivp(field, (0.0, flow.length), y0, method=self.method, rtol=self.rtol, atol=self.atol)

@@ -19,9 +19,13 @@ class UserError(ValueError):
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """`" Did you mean 'DDIM'?"` or an empty string."""
-    by_lower = {w.lower(): w for w in words}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
+
+    def likeness(w: str) -> float:
+        swapped = sorted(w.lower()) == sorted(word.lower())  # letters in another order
+        return difflib.SequenceMatcher(None, word.lower(), w.lower()).ratio() + swapped
+
+    best = max(words, key=likeness, default=None)
+    return f" Did you mean {best!r}?" if best is not None and likeness(best) >= 0.5 else ""
 
 
 def choose(what: str, value: Any, options: Iterable[Any]) -> None:
@@ -39,8 +43,10 @@ def positive(what: str, value: Any) -> int:
     return value
 
 
-def from_repr(text: str, names: Mapping[str, Any], what: str = "solver") -> Any:
+def from_repr(text: str, names: Mapping[str, Any], what: str = "solver", values: Mapping[str, Any] | None = None) -> Any:
     """The value whose `repr` is `text`, built from the public `names` only. A bare name is called without arguments.
+
+    values: further names that may stand inside, as options (coordinates, for example).
 
     Raises `UserError` for text that is not a literal call, an unknown name, or an option that the named class does not have.
     """
@@ -48,7 +54,12 @@ def from_repr(text: str, names: Mapping[str, Any], what: str = "solver") -> Any:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         raise UserError(f"{text!r} is not a {what}: write it as Python shows it, e.g. {_example(names)}.") from None
-    value = _value(tree, names, what, text)
+    head = tree.func if isinstance(tree, ast.Call) else tree
+    if not isinstance(head, ast.Name):
+        raise UserError(f"{text!r} is not a {what}: write it as Python shows it, e.g. {_example(names)}.")
+    if head.id not in names:
+        raise UserError(f"unknown {what} {head.id!r}.{nearest(head.id, names)} There are: {', '.join(sorted(names))}.")
+    value = _value(tree, {**(values or {}), **names}, what, text)
     return _call(value, [], {}, what) if inspect.isclass(value) else value
 
 
@@ -73,7 +84,7 @@ def _value(node: ast.expr, names: Mapping[str, Any], what: str, text: str) -> An
         case ast.Name(id=name):
             if name in names:
                 return names[name]
-            raise UserError(f"unknown {what} {name!r}.{nearest(name, names)} There are: {', '.join(sorted(names))}.")
+            raise UserError(f"{name!r} in {text!r} is unknown.{nearest(name, names)} There are: {', '.join(sorted(names))}.")
         case ast.Call(func=ast.Name() as function, args=args, keywords=keywords):
             made = _value(function, names, what, text)
             options = {k.arg: _value(k.value, names, what, text) for k in keywords if k.arg}

@@ -116,6 +116,7 @@ def fit(
     if path is not None:
         about |= checkpoint.describe_model(model)
         _resume(state, path, about)
+        checkpoint.write(path, state.tensors(), {**about, "step": state.step})  # a folder that cannot be written is found out now
     order = _Order(len(data), training.seed)
     for k in range(state.step, training.steps):
         loss = _step(state, data[order.rows(k, training.batch)], training, k)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..coordinates import COORDINATES
-from ..names import UserError, from_repr
+from ..names import from_repr
 from ..weights import Tableau
 from .ddim import DDIM, Sigmas
 from .ddpm import DDPM
@@ -23,8 +23,5 @@ def named(text: str, extra: tuple[type, ...] = ()) -> Any:
 
     `extra` adds classes (the delegates). Raises `UserError` naming what exists and the nearest name.
     """
-    made = from_repr(text, {c.__name__: c for c in (*SOLVERS, *extra, *VALUES)})
-    if not isinstance(made, (*SOLVERS, *extra)):
-        solvers = ", ".join(sorted(c.__name__ for c in (*SOLVERS, *extra)))
-        raise UserError(f"{text!r} is an option's value, not a solver; there are {solvers}.")
-    return made
+    names = {c.__name__: c for c in (*SOLVERS, *extra)}
+    return from_repr(text, names, values={c.__name__: c for c in VALUES})

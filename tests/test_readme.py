@@ -1,0 +1,23 @@
+"""The scripts of the README run as written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_first_script_calls_one_step_in_ten_lines():
+    assert len([line for line in SCRIPTS[0].splitlines() if line.strip()]) <= 10
+    assert "solver.step(" in SCRIPTS[0]
+
+
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_a_script_of_the_readme_runs_as_pasted(number, tmp_path):
+    run = subprocess.run([sys.executable, "-c", SCRIPTS[number]], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
