@@ -140,6 +140,7 @@ def _no_shell(monkeypatch):
         "DDIM().__class__",
         "DDIM(eta=().__class__.__base__.__subclasses__())",
         "DDIM(eta=__import__('os').system('x'))",
+        "DDIM(eta=__import__('os'))",
         "DDIM()()",
         "(lambda: DDIM())()",
         "DDIM(eta=(lambda: 0.5)())",

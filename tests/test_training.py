@@ -61,6 +61,7 @@ def network(width=16, schedule=None, dropout=0.0, **options) -> ScoreNet:
 
 def run(training=SHORT, folder=None, stop=None, data=DATA, save_every=4, **options) -> ScoreNet:
     model = network(**options)
+    torch.seed()  # what the global generator holds must not matter
     for _ in islice(fit(model, data, training, folder=folder, save_every=save_every), stop):
         pass
     return model
