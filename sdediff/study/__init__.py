@@ -3,8 +3,9 @@
 `study(problem, settings, folder)` is the whole of it; `sdediff study` is its face at the command line.
 """
 
+from .outcome import Outcome
 from .problem import Judge, Problem, digits_problem, mnist_problem
-from .run import Outcome, Progress, study
+from .run import Progress, study
 from .settings import CONFIGS, DIGITS, MNIST, Cell, Settings, quick
 from .sweep import Results, Row
 from .tables import adaptive, by_calls, consistency

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from . import figures, report
 from .extras import paths
+from .outcome import Outcome
 from .problem import Problem
-from .run import Outcome
 from .settings import Settings
 from .sweep import DDIM_CURVE, DDPM_CURVE
 from .tables import adaptive, by_calls

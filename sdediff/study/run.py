@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..checkpoint import write_bytes
 from .extras import midpoints, round_trips
+from .outcome import Outcome
+from .page import draw, write_page
 from .problem import Judge, Problem
 from .settings import Settings
 from .sweep import DDIM_CURVE, DDPM_CURVE, Results, sweep
@@ -21,24 +23,12 @@ class Progress(NamedTuple):
     what: str
 
 
-class Outcome(NamedTuple):
-    """Everything a study found."""
-
-    results: Results
-    judge: Judge
-    round_trip: list[dict[str, Any]]
-    consistency: list[dict[str, Any]]
-    midpoints: list[dict[str, Any]]
-
-
 def study(problem: Problem, settings: Settings, folder: str | Path, command: str = "sdediff study") -> Iterator[Progress | Outcome]:
     """Run a study and write results.csv, the pictures and report.html into `folder`. Yields `Progress`, and at last the `Outcome`.
 
     results.csv is written whole after every seed; every file appears only when it is complete. Raises `UserError` if the folder cannot
     be written, before anything is run.
     """
-    from .page import draw, write_page  # matplotlib is loaded only by who draws
-
     folder = Path(folder)
     write_bytes(folder / "settings.txt", f"{command}\n{settings}\n".encode())
     judge, results = Judge.of(problem, settings.samples), Results()
