@@ -71,6 +71,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         description = json.loads(about or "")
     except json.JSONDecodeError:
         raise UserError(f"{path} is a safetensors file, but not one that sdediff wrote: it has no description of its model.") from None
+    if not isinstance(description, dict):
+        raise UserError(f"{path} is a safetensors file, but its description is not one that sdediff writes.")
     return tensors, description
 
 
@@ -122,7 +124,7 @@ def rebuild_model(about: Mapping[str, Any]) -> ScoreNet:
         net = build(about["network"], about["config"])
         shape = tuple(about["shape"]) if about["shape"] else None
         return ScoreNet(net, rebuild_schedule(about["schedule"]), about["predicts"], about["condition"], shape=shape)
-    except (KeyError, TypeError, ValueError) as wrong:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as wrong:
         raise UserError(f"this checkpoint does not describe a model that this version can build ({wrong}).") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Coefficient = Any  # float | float64 array (B,) | 0-d float64 tensor
 
@@ -63,7 +64,11 @@ class Linear:
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if any(isinstance(a, Linear) for a in args) and function in _ARITHMETIC:
             return NotImplemented  # tensor + Linear: let Python call the reflected method above
-        return function(*[a.tensor() if isinstance(a, Linear) else a for a in args], **(kwargs or {}))
+        return function(*tree_map(_computed, args), **tree_map(_computed, kwargs or {}))
+
+
+def _computed(a: Any) -> Any:
+    return a.tensor() if isinstance(a, Linear) else a
 
 
 _ARITHMETIC = {torch.Tensor.__add__, torch.Tensor.add, torch.Tensor.__radd__, torch.Tensor.__sub__, torch.Tensor.sub}
@@ -86,12 +91,14 @@ def combine(terms: Linear | Iterable[tuple[Coefficient, Tensor]]) -> Tensor:
         merged[key] = (merged[key][0] + c, x) if key in merged else (c, x)
     out: Tensor | None = None
     for c, x in merged.values():
-        if isinstance(c, float):  # the path of every fixed grid: a Python number
+        if isinstance(c, float | int):  # the path of every fixed grid: a Python number
             if c == 0.0:
                 continue
             out = torch.mul(x, c) if out is None else out.add_(x, alpha=c)
         else:
             part = spread(c, x) * x
+            if isinstance(c, np.ndarray) and not c.all():
+                part = torch.where(spread(c, x) == 0, 0.0, part)
             out = part if out is None else out + part
     return torch.zeros_like(pairs[0][1]) if out is None else out
 

@@ -107,3 +107,9 @@ class Angle(Coordinates):
 
 
 COORDINATES = (Time, Sigma, Angle)
+
+
+def checked(coordinates: object) -> None:
+    """`UserError` unless these are coordinates."""
+    if not isinstance(coordinates, Coordinates):
+        raise UserError(f"coordinates must be Time(), Sigma() or Angle(data_std), not {coordinates!r}.")

@@ -164,6 +164,8 @@ class DDPMSubsequence(Grid):
 
     spacing, for N indices and S steps: "leading" offset + i (N // S) (the DDIM paper's uniform; offset = 1 in Stable Diffusion);
     "trailing" round(N - i N/S) - 1; "linspace" round(linspace(0, N-1, S)); "quadratic" int(linspace(0, sqrt(0.8 N), S)^2) (DDIM).
+    The paper's quadratic spacing repeats its smallest indices when S is large (S = 50 of N = 1000: index 0 twice); a repeated index is a
+    step to itself and is left out, so there may be fewer than S steps: `solver.calls(knots)` says how many.
     Only on a `DiscreteVP`.
     """
 
@@ -172,9 +174,11 @@ class DDPMSubsequence(Grid):
 
     def __post_init__(self) -> None:
         choose("spacing", self.spacing, ("leading", "trailing", "linspace", "quadratic"))
+        if not isinstance(self.offset, int):
+            raise UserError(f"offset must be a whole number, not {self.offset!r}.")
 
     def indices(self, n: int, steps: int) -> np.ndarray:
-        """The indices, noisiest first, out of 0 .. n-1. `UserError` if they are not distinct or not there."""
+        """The indices, noisiest first, out of 0 .. n-1, each once. `UserError` for more steps than indices, or an offset past the end."""
         if positive("steps", steps) > n:
             raise UserError(f"{steps} steps were asked for, but the schedule has {n} indices; ask for at most {n}.")
         i = {
@@ -184,10 +188,10 @@ class DDPMSubsequence(Grid):
             "quadratic": lambda: (np.linspace(0, np.sqrt(0.8 * n), steps) ** 2).astype(int),
         }[self.spacing]()
         distinct = np.unique(i)
-        if len(distinct) < steps or i.max() >= n or i.min() < 0:
+        if i.max() >= n or i.min() < 0:
             raise UserError(
-                f"the {self.spacing} sub-sequence of {n} indices has only {len(distinct[distinct < n])} usable ones at {steps} steps; "
-                "ask for fewer steps or another spacing."
+                f"the {self.spacing} sub-sequence with offset {self.offset} leaves the {n} indices at {steps} steps; "
+                "ask for fewer steps, or a smaller offset."
             )
         return distinct[::-1]
 

@@ -52,14 +52,17 @@ def from_repr(text: str, names: Mapping[str, Any], what: str = "solver", values:
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise UserError(f"{text!r} is not a {what}: write it as Python shows it, e.g. {_example(names)}.") from None
     head = tree.func if isinstance(tree, ast.Call) else tree
     if not isinstance(head, ast.Name):
         raise UserError(f"{text!r} is not a {what}: write it as Python shows it, e.g. {_example(names)}.")
     if head.id not in names:
         raise UserError(f"unknown {what} {head.id!r}.{nearest(head.id, names)} There are: {', '.join(sorted(names))}.")
-    value = _value(tree, {**(values or {}), **names}, what, text)
+    try:
+        value = _value(tree, {**(values or {}), **names}, what, text)
+    except RecursionError:
+        raise UserError(f"{text[:60]!r}... is not a {what}: it is nested too deeply.") from None
     return _call(value, [], {}, what) if inspect.isclass(value) else value
 
 
@@ -93,6 +96,11 @@ def _value(node: ast.expr, names: Mapping[str, Any], what: str, text: str) -> An
     raise UserError(f"{text!r} is not a {what}: only names, numbers, texts and tuples are read, e.g. {_example(names)}.")
 
 
+def _made(value: Any, what: str) -> Any:
+    """A bare class name stands for its defaults, inside as at the top."""
+    return _call(value, [], {}, what) if inspect.isclass(value) else value
+
+
 def _call(made: Any, args: list[Any], options: dict[str, Any], what: str) -> Any:
     signature = inspect.signature(made)
     known = [p for p in signature.parameters if p != "self"]
@@ -104,7 +112,11 @@ def _call(made: Any, args: list[Any], options: dict[str, Any], what: str) -> Any
         signature.bind(*args, **options)
     except TypeError as wrong:
         raise UserError(f"{made.__name__}: {wrong}; it takes {', '.join(known) or 'no options'}.") from None
+    args = [_made(a, what) for a in args]
+    options = {k: _made(v, what) for k, v in options.items()}
     try:
         return made(*args, **options)
-    except (TypeError, AttributeError) as wrong:
+    except UserError:
+        raise
+    except (TypeError, AttributeError, ValueError) as wrong:
         raise UserError(f"{made.__name__} cannot be made with these options: {wrong}.") from None

@@ -111,7 +111,7 @@ class WhiteNoise:
     like: Tensor = field(repr=False)
 
     def __call__(self, a: float, b: float, key: int = 0) -> Tensor:
-        return self._normals(0, a, b, key).mul_(math.sqrt(abs(b - a)))
+        return self._normals(0, a + 0.0, b + 0.0, key).mul_(math.sqrt(abs(b - a)))
 
     def fresh(self, key: int) -> Tensor:
         return self._normals(1, key)

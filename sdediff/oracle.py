@@ -20,6 +20,8 @@ from .names import UserError
 from .prediction import Prediction
 from .schedule import Knot, Schedule
 
+_POINT = 1e-30  # the variance of a mode without width at the data: small enough to choose the nearest, and finite
+
 
 def _float64(values: Any) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float64).detach().clone()
@@ -72,10 +74,13 @@ class Gaussian(_Oracle):
             if cov.shape != (d, d) or not torch.allclose(cov, cov.T, rtol=1e-10, atol=1e-12):
                 raise UserError(f"cov must be a symmetric matrix ({d}, {d}), a diagonal ({d},) or a number, not {tuple(cov.shape)}.")
             self.variances, self.axes = torch.linalg.eigh(cov)
-            self.variances = self.variances.clamp(min=0.0)
+            rounding = 1e-12 * self.variances.abs().max()
+            self.variances = torch.where(self.variances.abs() <= rounding, 0.0, self.variances)
+        elif cov.ndim == 1 and len(cov) != d:
+            raise UserError(f"cov must be a symmetric matrix ({d}, {d}), a diagonal ({d},) or a number, not {tuple(cov.shape)}.")
         else:
             self.variances = cov.expand(d).clone()
-        if bool((self.variances < 0).any()):
+        if not bool((self.variances >= 0).all()):
             raise UserError("cov must not be negative.")
 
     def _along(self, x: Tensor) -> Tensor:
@@ -94,8 +99,9 @@ class Gaussian(_Oracle):
 
     def flow(self, x: Tensor, t: Knot, s: Knot) -> Tensor:
         """The probability flow from (x, t) to s, exactly: each principal component scales by the ratio of its standard deviations."""
-        ratio = torch.sqrt((s.alpha**2 * self.variances + s.sigma**2) / (t.alpha**2 * self.variances + t.sigma**2))
-        return (s.alpha * self.mean + self._back(ratio * self._along(x.double() - t.alpha * self.mean))).to(x.dtype)
+        (a, b), (c, d) = ((spread(k.alpha, x.double()), spread(k.sigma, x.double())) for k in (t, s))
+        ratio = torch.sqrt((c**2 * self.variances + d**2) / (a**2 * self.variances + b**2))
+        return (c * self.mean + self._back(ratio * self._along(x.double() - a * self.mean))).to(x.dtype)
 
     def moments(self, t: Knot) -> tuple[Tensor, Tensor]:
         """Mean (d,) and covariance (d, d) of the marginal at t, float64."""
@@ -105,8 +111,9 @@ class Gaussian(_Oracle):
 
     def log_density(self, x: Tensor, t: Knot) -> Tensor:
         """log p_t(x), float64 (B,)."""
-        total = t.alpha**2 * self.variances + t.sigma**2
-        off = self._along(x.double() - t.alpha * self.mean)
+        alpha, sigma = spread(t.alpha, x.double()), spread(t.sigma, x.double())
+        total = alpha**2 * self.variances + sigma**2
+        off = self._along(x.double() - alpha * self.mean)
         return -0.5 * (off**2 / total + torch.log(2 * math.pi * total)).sum(-1)
 
     def sample(self, n: int, t: Knot | None = None, seed: int = 0) -> Tensor:
@@ -127,6 +134,8 @@ class Mixture(_Oracle):
         k, d = self.means.shape
         super().__init__(schedule, d)
         stds = _float64(stds)
+        if tuple(stds.shape) not in ((k,), (k, d)):
+            raise UserError(f"a mixture of {k} modes in {d} dimensions needs stds of shape ({k},) or ({k}, {d}), not {tuple(stds.shape)}.")
         self.variances = (stds[:, None] if stds.ndim == 1 else stds).expand(k, d) ** 2
         weights = torch.full((k,), 1.0 / k, dtype=torch.float64) if weights is None else _float64(weights)
         if weights.shape != (k,) or bool((weights < 0).any()) or not float(weights.sum()) > 0 or bool((stds < 0).any()):
@@ -137,7 +146,7 @@ class Mixture(_Oracle):
         """(log of the joint density (B, K), offsets (B, K, d), total variances (., K, d))."""
         alpha, sigma = spread(t.alpha, x[:, None]), spread(t.sigma, x[:, None])
         off = x[:, None, :] - alpha * self.means
-        total = alpha**2 * self.variances + sigma**2
+        total = (alpha**2 * self.variances + sigma**2).clamp(min=_POINT)
         log_joint = self.log_weights - 0.5 * (off**2 / total + torch.log(2 * math.pi * total)).sum(-1)
         return log_joint, off, total
 
@@ -168,9 +177,10 @@ class Empirical(_Oracle):
     """
 
     def __init__(self, data: Any, bandwidth: float, *, schedule: Schedule, chunk: int = 1024):
-        self.data = _float64(data).flatten(1)
-        if not len(self.data) or not bandwidth >= 0:
-            raise UserError("Empirical needs at least one data point (N, ...) and a bandwidth of at least 0.")
+        self.data = _float64(data)
+        if self.data.ndim < 2 or not len(self.data) or not bandwidth >= 0:
+            raise UserError("Empirical needs at least one data point, data of shape (N, ...), and a bandwidth of at least 0.")
+        self.data = self.data.flatten(1)
         super().__init__(schedule, self.data.shape[1])
         self.bandwidth, self.chunk = float(bandwidth), chunk
         self.centre = self.data.mean(0)  # distances lose fewer digits around the centre
@@ -178,10 +188,10 @@ class Empirical(_Oracle):
     def _log_kernels(self, x: Tensor, t: Knot) -> tuple[Tensor, Any]:
         """(log of the joint density (B, N), total variance)."""
         alpha = spread(t.alpha, x)
-        total = spread(t.alpha, x) ** 2 * self.bandwidth**2 + spread(t.sigma, x) ** 2
+        total = torch.as_tensor(alpha**2 * self.bandwidth**2 + spread(t.sigma, x) ** 2, dtype=x.dtype).clamp(min=_POINT)
         y, points = x - alpha * self.centre, self.data - self.centre
         square = (y**2).sum(1, keepdim=True) - 2 * alpha * (y @ points.T) + alpha**2 * (points**2).sum(1)
-        log_total = torch.log(2 * math.pi * torch.as_tensor(total, dtype=x.dtype))
+        log_total = torch.log(2 * math.pi * total)
         return -0.5 * (square.clamp(min=0.0) / total + x.shape[1] * log_total) - math.log(len(self.data)), total
 
     def _means(self, x: Tensor, t: Knot) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ A `Prediction` keeps the answer as it came; `.x0`, `.eps`, `.v`, `.score`, `.flo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from .combine import Linear
@@ -76,7 +76,11 @@ class Prediction:
     @property
     def score(self) -> Linear:
         """The score of the marginal density, -eps/sigma."""
-        return Linear(((1.0, self.value),)) if self.kind == "score" else self.eps * (-1.0 / self.at.sigma)
+        if self.kind == "score":
+            return Linear(((1.0, self.value),))
+        if np.any(self.at.sigma == 0):
+            raise self._undefined("score")
+        return self.eps * (-1.0 / self.at.sigma)
 
     @property
     def flow(self) -> Linear:
@@ -97,14 +101,21 @@ class Prediction:
         p, q = _parts(self.kind, t)
         alpha, sigma = t.alpha, t.sigma
         det = p * sigma - q * alpha
-        try:
-            of_value, of_x = (a * sigma - b * alpha) / det, (b * p - a * q) / det
-        except ZeroDivisionError:
-            raise UserError(
-                f"a prediction of {self.kind} does not define {wanted or 'this combination'} at time {t.time:g}, where alpha = {alpha:g} "
-                f"and sigma = {sigma:g}: start or end the grid short of it, or use a network that predicts v or flow."
-            ) from None
+        if det == 0 if isinstance(det, float) else np.any(det == 0):
+            raise self._undefined(wanted or "this combination")
+        of_value, of_x = (a * sigma - b * alpha) / det, (b * p - a * q) / det
+        if self.kind == "score":  # eps = -sigma score
+            of_value = -sigma * of_value
         return Linear(((of_x, self.x), (of_value, self.value)))
+
+    def _undefined(self, wanted: str) -> UserError:
+        t = self.at
+        bad = np.argmin(np.minimum(t.alpha, t.sigma))
+        time, alpha, sigma = (np.ravel(v)[bad] for v in (t.time, t.alpha, t.sigma))
+        return UserError(
+            f"a prediction of {self.kind} does not define {wanted} at time {time:g}, where alpha = {alpha:g} "
+            f"and sigma = {sigma:g}: start or end the grid short of it, or use a network that predicts v or flow."
+        )
 
 
 def cos_sin(t: Knot) -> tuple[Number, Number]:
@@ -115,7 +126,7 @@ def cos_sin(t: Knot) -> tuple[Number, Number]:
 
 def _parts(kind: str, t: Knot) -> tuple[Number, Number]:
     """(p, q) of value = p x0 + q eps."""
-    if kind == "eps":
+    if kind in ("eps", "score"):  # a score is read as eps = -sigma score
         return 0.0, 1.0
     if kind == "x0":
         return 1.0, 0.0
@@ -125,7 +136,7 @@ def _parts(kind: str, t: Knot) -> tuple[Number, Number]:
     if kind == "flow":
         return -1.0, 1.0
     choose("prediction kind", kind, KINDS)
-    return 0.0, -1.0 / t.sigma if not isinstance(t.sigma, float) or t.sigma else -math.inf
+    raise AssertionError(kind)
 
 
 class Model(Protocol):

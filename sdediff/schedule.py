@@ -20,7 +20,7 @@ from scipy.optimize import elementwise
 from torch import Tensor
 
 from .combine import combine
-from .names import UserError, nearest
+from .names import UserError, choose, nearest
 
 Number = Any  # float, or a float64 array with one number a sample
 
@@ -164,7 +164,8 @@ class Schedule(ABC):
         """The instant at which `clock` (time, lam, u, angle or snr) reads `value`."""
         if clock == "time":
             return self.knot(value)
-        with np.errstate(divide="ignore"):
+        choose("clock", clock, CLOCKS)
+        with np.errstate(divide="ignore", invalid="ignore"):
             log_u = {
                 "lam": lambda v: -v,
                 "u": np.log,
@@ -180,7 +181,7 @@ class Schedule(ABC):
         """
         lam = np.asarray(lam, dtype=np.float64)
         ends = self.knot(self.t_max).lam, self.knot(0.0).lam
-        slack = 1e-12 * (1 + np.abs(lam))
+        slack = 1e-12 * (1 + np.where(np.isinf(lam), 0.0, np.abs(lam)))
         if np.any(np.isnan(lam)) or np.any(lam < ends[0] - slack) or np.any(lam > ends[1] + slack):
             raise UserError(
                 f"lam = log(alpha/sigma) = {lam} is never reached: {type(self).__name__} goes from {ends[0]:.6g} (noise) to {ends[1]:.6g}."

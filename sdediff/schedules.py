@@ -312,6 +312,9 @@ class Shifted(Schedule):
     def __post_init__(self) -> None:
         if not self.s > 0:
             raise UserError(f"Shifted needs a shift s > 0, not {self.s}.")
+        if isinstance(self.schedule, Shifted):  # a shift of a shift is one shift
+            object.__setattr__(self, "s", self.s * self.schedule.s)
+            object.__setattr__(self, "schedule", self.schedule.schedule)
 
     @property
     def t_min(self) -> float:  # type: ignore[override]

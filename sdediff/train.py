@@ -85,7 +85,9 @@ class _State:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
 
         checkpoint.load_weights(self.model, part("net."), path)
-        self.ema = part("ema.")
+        ema = part("ema.")
+        for k, v in self.ema.items():  # in the order of the network, whatever the order of the file
+            v.copy_(ema[k])
         states: dict[int, dict[str, Tensor]] = {}
         for k, v in part("adam.").items():
             i, name = k.split(".", 1)
@@ -108,18 +110,20 @@ def fit(
         raise UserError("fit trains an nn.Module: ScoreNet(net, ...) with another callable cannot be trained.")
     if len(data) < training.batch:
         raise UserError(f"the batch of {training.batch} is larger than the data ({len(data)} samples); choose a batch of at most that.")
+    positive("save_every", save_every)
     net.train().requires_grad_(True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay)
     state = _State(model, {k: v.detach().clone() for k, v in net.state_dict().items()}, optimiser, 0)
     path = Path(folder) / "state.safetensors" if folder is not None else None
-    about = {"training": asdict(training)}
+    about: dict[str, Any] = {"training": asdict(training), "data": list(data.shape)}
     if path is not None:
         about |= checkpoint.describe_model(model)
         _resume(state, path, about)
         checkpoint.write(path, state.tensors(), {**about, "step": state.step})  # a folder that cannot be written is found out now
     order = _Order(len(data), training.seed)
     for k in range(state.step, training.steps):
-        loss = _step(state, data[order.rows(k, training.batch)], training, k)
+        rows = order.rows(k, training.batch)
+        loss = _step(state, model.rows(rows), data[rows], training, k)
         state.step = k + 1
         if path is not None and (state.step % save_every == 0 or state.step == training.steps):
             checkpoint.write(path, state.tensors(), {**about, "step": state.step})
@@ -144,7 +148,7 @@ def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
     state.restore(tensors, step, path)
 
 
-def _step(state: _State, x0: Tensor, training: Training, k: int) -> Tensor:
+def _step(state: _State, model: ScoreNet, x0: Tensor, training: Training, k: int) -> Tensor:
     """One optimiser step on the batch x0."""
     generator = torch.Generator().manual_seed(_seed(training.seed, k))
     t = training.objective.draw_times(state.model.schedule, len(x0), generator)
@@ -153,8 +157,8 @@ def _step(state: _State, x0: Tensor, training: Training, k: int) -> Tensor:
         group["lr"] = training.lr_at(k)
     net: Any = state.model.net
     with torch.random.fork_rng(), torch.autocast(x0.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-        torch.manual_seed(_seed(training.seed, k))
-        model = _Float(state.model) if training.precision == "bf16" else state.model
+        torch.manual_seed(_seed(training.seed + (1 << 20), k))  # dropout: not the numbers of the times
+        model = _Float(model) if training.precision == "bf16" else model
         loss = training.objective(model, x0, t, noise)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()

@@ -13,11 +13,12 @@ FLOORS = [
     {"grid", "prediction"},
     {"coordinates", "oracle", "score", "result"},
     {"solver"},
-    {"solvers", "control", "checkpoint", "pretrained"},
+    {"solvers", "control", "checkpoint"},
     {"train", "solve", "external"},
-    {"sampling"},
+    {"sampling", "pretrained"},
     {"inversion"},
-    {"study", "interop"},
+    {"interop"},
+    {"study"},
     {"cli", "__init__", "__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -199,10 +199,9 @@ def test_brownian_refusals():
             Brownian(0, bad)
 
 
-# --- found by these tests and reported --------------------------------------------------------------------------------
+# --- once broken --------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="an int and the equal float, and 0.0 and -0.0, are folded as different words")
 @pytest.mark.parametrize(("a", "b"), [(1, 2), (-0.0, 1.0), (1.0, 2)])
 def test_equal_readings_give_the_same_noise(a, b):
     assert torch.equal(White(0).on(FEW)(a, b), White(0).on(FEW)(a + 0.0, b + 0.0))

@@ -324,7 +324,6 @@ def test_impossible_schedules_are_refused(make):
 # --- found by these tests and reported; each mark goes when its defect does ------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="Shifted knows only one family deep: f, dalpha, dsigma and prior_std are wrong")
 @pytest.mark.parametrize("base", [FlowMatching(), SubVP(), VE()], ids=repr)
 def test_a_shift_of_a_shift_is_one_shift(base):
     twice, once = Shifted(Shifted(base, 2.0), 3.0), Shifted(base, 6.0)
@@ -334,14 +333,12 @@ def test_a_shift_of_a_shift_is_one_shift(base):
             assert getattr(twice.knot(t), name) == pytest.approx(getattr(once.knot(t), name), rel=1e-9), name
 
 
-@pytest.mark.xfail(strict=True, reason="the slack of time_at is infinite at an infinite lam, so nothing is refused")
 @pytest.mark.parametrize(("schedule", "lam"), [(VE(), math.inf), (VPLinear(), -math.inf), (EDM(), -math.inf)])
 def test_an_infinite_lam_that_is_never_reached_is_refused(schedule, lam):
     with pytest.raises(UserError, match="never reached"):
         schedule.time_at(lam)
 
 
-@pytest.mark.xfail(strict=True, reason="knot_at raises a bare KeyError", raises=KeyError)
 def test_at_names_the_clocks_there_are():
     with pytest.raises(UserError, match="Did you mean 'angle'"):
         VPLinear().knot(0.5).at(angel=1.0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..combine import combine, linear
-from ..coordinates import Coordinates, Sigma
+from ..coordinates import Coordinates, Sigma, checked
 from ..names import UserError, choose
 from ..prediction import Model
 from ..schedule import Knot
@@ -58,6 +58,9 @@ class Euler(OneStep):
 
     coordinates: Coordinates = Sigma()
 
+    def __post_init__(self) -> None:
+        checked(self.coordinates)
+
     @property
     def order(self) -> int:
         return 1
@@ -78,6 +81,9 @@ class Heun(OneStep):
     """y* = y + h k1, y' = y + h (k1 + velocity(y*))/2. Order 2, two calls a step, one at sigma = 0. Karras et al. 2022, alg. 1."""
 
     coordinates: Coordinates = Sigma()
+
+    def __post_init__(self) -> None:
+        checked(self.coordinates)
 
     @property
     def order(self) -> int:
@@ -105,6 +111,7 @@ class RungeKutta(OneStep):
     coordinates: Coordinates = Sigma()
 
     def __post_init__(self) -> None:
+        checked(self.coordinates)
         if isinstance(self.tableau, str):
             choose("tableau", self.tableau, TABLEAUX)
         elif not isinstance(self.tableau, Tableau):
