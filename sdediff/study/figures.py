@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,17 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from ..checkpoint import write_bytes
 
-COLOURS = [*mpl.colormaps["tab10"].colors]  # type: ignore[attr-defined]
+COLOURS = [*mpl.colormaps["tab10"].colors, (0.0, 0.0, 0.0)]  # type: ignore[attr-defined]
 MARKERS = "osv^D<>pPX*h"
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     write_bytes(path, buffer.getvalue())
@@ -50,6 +50,8 @@ def curves(frame: Any, column: str, path: Path, *, title: str, label: str, lines
     ticks = [5, 10, 20, 50, 100, 200, 500, 1000]
     axes.set_xticks([t for t in ticks if frame["calls_made"].min() <= t <= frame["calls_made"].max()])
     axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if frame[column].max() < 200 * frame[column].min() else (1.0,)))
+    axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -58,16 +60,21 @@ def curves(frame: Any, column: str, path: Path, *, title: str, label: str, lines
 
 def sheet(rows: Sequence[tuple[str, Tensor]], path: Path, *, title: str, columns: int = 14) -> None:
     """Labelled rows of images in [-1, 1], (n, c, h, w) each: row by row the same latents in the same columns."""
-    side = 0.62
-    figure = Figure(figsize=(side * columns + 2.6, side * len(rows) + 0.5))
-    grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
-    for line, (name, images) in zip(grid, rows, strict=True):
-        for i, axes in enumerate(line):
-            axes.axis("off")
-            if i < len(images):
-                axes.imshow(picture(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontsize=11, y=0.99)
+    h, w = rows[0][1].shape[-2:]
+    gap = max(1, h // 8)
+    colour = rows[0][1].shape[1] == 3
+    canvas = np.ones((len(rows) * (h + gap) - gap, columns * (w + gap) - gap, *((3,) if colour else ())))
+    for i, (_, images) in enumerate(rows):
+        for j, image in enumerate(images[:columns]):
+            canvas[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = picture(image)
+    figure = Figure(figsize=(0.55 * columns + 1.5, 0.55 * len(rows) + 0.5))
+    axes = figure.add_subplot()
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks([i * (h + gap) + h / 2 for i in range(len(rows))], [name for name, _ in rows], fontsize=9)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=11)
     save(figure, path)
 
 

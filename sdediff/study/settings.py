@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,10 +26,10 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The curve it belongs to: an adaptive method is one curve over its tolerances."""
+        """The curve it belongs to, e.g. DDIM(0.5): the repr without option names; an adaptive method is one curve over its tolerances."""
         if isinstance(self.solver, TorchDiffEq | SciPy) and self.calls is None:
             return f"{type(self.solver).__name__}({self.solver.method!r})"
-        return repr(self.solver)
+        return re.sub(r"\b\w+=", "", repr(self.solver))
 
 
 @dataclass(frozen=True)

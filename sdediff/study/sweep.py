@@ -37,7 +37,7 @@ class Row:
     stochastic: bool
 
 
-DDIM_CURVE, DDPM_CURVE = "DDIM(eta=0.0)", "DDPM(variance='small')"
+DDIM_CURVE, DDPM_CURVE = "DDIM(0.0)", "DDPM('small')"
 """The two curves of the DDIM paper's story."""
 
 
