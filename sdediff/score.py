@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ class ScoreNet:
             assert isinstance(self.schedule, DiscreteVP)
             value = t.time * self.schedule.n - 1
         if isinstance(value, float):
-            return torch.full((1,), value, dtype=x.dtype, device=x.device).expand(len(x))
+            one = _one_for_all(value, len(x), x.dtype, x.device)
+            return one if len(x) > 1 else one.clone()
         return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
     def _from_mean(self, x: Tensor, t: Knot, mean: Tensor) -> Tensor:
@@ -90,6 +92,16 @@ class ScoreNet:
     def _before(self, t: Knot) -> float:
         assert isinstance(self.schedule, DiscreteVP)
         return max(round(t.time * self.schedule.n - 1, 9) / self.schedule.n, 0.0)
+
+
+@lru_cache(maxsize=4096)
+def _one_for_all(value: float, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`value` as a tensor (n,), made once for each knot. For n > 1 it is expanded, and torch refuses to write to it.
+
+    Our networks see from its stride of 0 that it is one number, and embed it once.
+    """
+    with torch.inference_mode(False):
+        return torch.full((1,), value, dtype=dtype, device=device).expand(n)
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
