@@ -1,7 +1,6 @@
 """The classifier, its recipe, and the committed weights."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sdediff.data import DataError, Dataset, data_folder, digits, mnist
+from sdediff.data import DataError, Dataset, digits, mnist
 from sdediff.metrics import frechet_distance, moments, noise_floor
 from sdediff.networks.classifier import Classifier
 from sdediff.pretrained import classifier_path, feature_extractor, load_classifier
 from sdediff.pretrained.classifiers import RECIPES, accuracy, held_out, shifted, splits, train_classifier, write
-
-
-@pytest.fixture
-def mnist_folder() -> Path:
-    folder = data_folder()
-    if folder is None:
-        message = "no real data: ../shared/data is missing and SDEDIFF_DATA is not set"
-        if os.environ.get("SDEDIFF_REQUIRE_DATA") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder / "mnist"
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 13)])

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import shared
 
 from sdediff import cli, save_model
 from sdediff.networks import MLP
@@ -154,20 +153,20 @@ def test_sampling_by_the_command_line_is_a_function_of_the_seed(sdediff, tmp_pat
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_the_third_party_mnist_network_makes_digits():
+def test_the_third_party_mnist_network_makes_digits(real_data):
     from sdediff import DDIM, DiscreteVP, Quadratic, sample
     from sdediff.data import mnist
     from sdediff.interop.hot_vs_cold import load_hot_vs_cold
     from sdediff.metrics import frechet_distance
     from sdediff.pretrained import feature_extractor
 
-    path = shared("data") / "weights" / "yichizz_ddpm_mnist_starter.pth"
+    path = real_data / "weights" / "yichizz_ddpm_mnist_starter.pth"
     model = load_hot_vs_cold(path)
     assert isinstance(model.schedule, DiscreteVP)
     theirs = torch.load(path, map_location="cpu", weights_only=True)["alpha_t"].double()
     ours = torch.tensor([model.schedule.knot(i / 1000).alpha ** 2 for i in range(1, 1001)], dtype=torch.float64)
     assert torch.allclose(ours, theirs[1:], atol=1e-6)
-    images, classifier = mnist(shared("data") / "mnist", "test").x[:2000], feature_extractor("mnist")
+    images, classifier = mnist(real_data / "mnist", "test").x[:2000], feature_extractor("mnist")
     few, many = (sample(model, 64, steps=n, solver=DDIM(), grid=Quadratic()) * 2 for n in (3, 12))
     far, near = (frechet_distance(classifier.features(x), classifier.features(images)) for x in (few, many))
     assert near < 0.7 * far

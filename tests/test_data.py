@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import os
 import struct
 import sys
 from pathlib import Path
@@ -33,17 +32,6 @@ def idx_bytes(array: np.ndarray) -> bytes:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("idx") / "some-file"
-
-
-@pytest.fixture
-def mnist_folder() -> Path:
-    folder = data_folder()
-    if folder is None:
-        message = "no real data: ../shared/data is missing and SDEDIFF_DATA is not set"
-        if os.environ.get("SDEDIFF_REQUIRE_DATA") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder / "mnist"
 
 
 @given(array=ARRAYS, zipped=st.booleans())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import golden
 
 from sdediff import (
     DDIM,
@@ -54,7 +54,7 @@ class Clipped:
 
 def load(name: str):
     """(file, model, start) of a golden case."""
-    case = dict(np.load(shared("golden") / f"{name}.npz"))
+    case = dict(np.load(golden(name)))
     linear = str(case["schedule"]) == "vp_linear"
     schedule = VPLinear(float(case["beta_min"]), float(case["beta_max"])) if linear else DiscreteVP(case["betas"])
     model = Mixture(case["mix_means"], case["mix_stds"], case["mix_weights"], schedule=schedule)
