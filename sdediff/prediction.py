@@ -9,7 +9,7 @@ A `Prediction` keeps the answer as it came; `.x0`, `.eps`, `.v`, `.score`, `.flo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -139,6 +139,7 @@ def _parts(kind: str, t: Knot) -> tuple[Number, Number]:
     raise AssertionError(kind)
 
 
+@runtime_checkable
 class Model(Protocol):
     """What solvers call: a function of the state (B, ...) and a knot, that knows its schedule. Any callable with these parts will do."""
 

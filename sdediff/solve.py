@@ -154,6 +154,11 @@ def _knots(controller, solver) -> Sequence[Knot]:
 
 
 def _check_state(model: Model, x: Tensor) -> None:
+    if not isinstance(model, Model):
+        raise UserError(
+            f"a model needs schedule, shape, rows(index) and a call (x, knot) -> Prediction, which {type(model).__name__} lacks: "
+            "wrap a network as ScoreNet(net, schedule, predicts=...)."
+        )
     shape = model.shape
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise UserError(f"the state must be a floating point tensor (batch, ...), not {getattr(x, 'dtype', type(x).__name__)}.")

@@ -86,6 +86,11 @@ def test_latents_of_the_wrong_shape(state, said):
         solve(DDIM(), network(lambda x, t: x), state, KNOTS)
 
 
+def test_a_plain_function_is_no_model():
+    with pytest.raises(UserError, match="wrap a network as ScoreNet"):
+        solve(DDIM(), lambda x, t: x, x(), KNOTS)  # type: ignore[arg-type]
+
+
 def test_a_stochastic_solver_without_noise():
     with pytest.raises(UserError, match=r"noise=White"):
         solve(DDPM(), network(lambda x, t: x), x(), KNOTS)

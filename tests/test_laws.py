@@ -136,6 +136,10 @@ def test_without_noise_ancestral_sampling_loses_variance():
     for solver, low, high in ((DDPM("none"), 0.0, 0.2), (DDPM("small"), 0.97, 1.0)):
         got, true = moments(solver, model, knots)[-1][1], model.moments(knots[-1])[1]
         assert low <= float(got / true) <= high
+    # in closed form: the mean's steps telescope to the squared correlation of both ends
+    (first, last), v = (knots[0], knots[-1]), lambda k: float(model.moments(k)[1])
+    expected = (first.alpha / last.alpha) ** 2 * v(last) / v(first)
+    assert float(moments(DDPM("none"), model, knots)[-1][1]) / v(last) == pytest.approx(expected, rel=1e-9)
 
 
 # --- 2 to 8 -------------------------------------------------------------------------------------------------------
