@@ -1,4 +1,4 @@
-"""The scripts of the README run as written."""
+"""The scripts of the README and the docs run as written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-SCRIPTS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "encode_decode.md")
+SCRIPTS = [script for page in PAGES for script in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
 def test_the_first_script_calls_one_step_in_ten_lines():
