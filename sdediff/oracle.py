@@ -2,8 +2,8 @@
 
 For data sum_k w_k N(m_k, C_k) the marginal at t is sum_k w_k N(alpha m_k, S_k), S_k = alpha^2 C_k + sigma^2 I; the posterior means of
 x0 and eps are weighted sums over the components of m_k + alpha C_k S_k^-1 (x - alpha m_k) and sigma S_k^-1 (x - alpha m_k). Oracles answer
-with v = cos(angle) eps - sin(angle) x0, which is defined at both ends (alpha = 0 and sigma = 0). Inside all is float64; answers are in
-the state's dtype. States are (B, d).
+with v = cos(angle) eps - sin(angle) x0, which is defined at both ends (alpha = 0 and sigma = 0). Inside all is float64 on the CPU;
+answers have the state's dtype and device. States are (B, d).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class _Oracle:
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         """The exact prediction at states x (B, d)."""
-        x0, eps = self._means(x.double(), t)
+        x0, eps = self._means(x.cpu().double(), t)
         r = (t.alpha**2 + t.sigma**2) ** 0.5
         v = spread(t.alpha / r, eps) * eps - spread(t.sigma / r, x0) * x0
-        return Prediction(x, t, v.to(x.dtype), "v")
+        return Prediction(x, t, v.to(x), "v")
 
     def rows(self, index: Tensor):
         """Itself: every sample sees the same oracle."""
@@ -47,7 +47,7 @@ class _Oracle:
 
     def score(self, x: Tensor, t: Knot) -> Tensor:
         """The exact score of the marginal at t, (B, d)."""
-        return -(self._means(x.double(), t)[1] / spread(t.sigma, x)).to(x.dtype)
+        return -(self._means(x.cpu().double(), t)[1] / spread(t.sigma, x)).to(x)
 
     def _means(self, x: Tensor, t: Knot) -> tuple[Tensor, Tensor]:
         """The posterior means (E[x0 | x], E[eps | x]), float64."""
@@ -99,9 +99,9 @@ class Gaussian(_Oracle):
 
     def flow(self, x: Tensor, t: Knot, s: Knot) -> Tensor:
         """The probability flow from (x, t) to s, exactly: each principal component scales by the ratio of its standard deviations."""
-        (a, b), (c, d) = ((spread(k.alpha, x.double()), spread(k.sigma, x.double())) for k in (t, s))
+        (a, b), (c, d) = ((spread(k.alpha, x.cpu().double()), spread(k.sigma, x.cpu().double())) for k in (t, s))
         ratio = torch.sqrt((c**2 * self.variances + d**2) / (a**2 * self.variances + b**2))
-        return (c * self.mean + self._back(ratio * self._along(x.double() - a * self.mean))).to(x.dtype)
+        return (c * self.mean + self._back(ratio * self._along(x.cpu().double() - a * self.mean))).to(x)
 
     def moments(self, t: Knot) -> tuple[Tensor, Tensor]:
         """Mean (d,) and covariance (d, d) of the marginal at t, float64."""
@@ -111,9 +111,9 @@ class Gaussian(_Oracle):
 
     def log_density(self, x: Tensor, t: Knot) -> Tensor:
         """log p_t(x), float64 (B,)."""
-        alpha, sigma = spread(t.alpha, x.double()), spread(t.sigma, x.double())
+        alpha, sigma = spread(t.alpha, x.cpu().double()), spread(t.sigma, x.cpu().double())
         total = alpha**2 * self.variances + sigma**2
-        off = self._along(x.double() - alpha * self.mean)
+        off = self._along(x.cpu().double() - alpha * self.mean)
         return -0.5 * (off**2 / total + torch.log(2 * math.pi * total)).sum(-1)
 
     def sample(self, n: int, t: Knot | None = None, seed: int = 0) -> Tensor:
@@ -159,7 +159,7 @@ class Mixture(_Oracle):
 
     def log_density(self, x: Tensor, t: Knot) -> Tensor:
         """log p_t(x), float64 (B,)."""
-        return torch.logsumexp(self._parts(x.double(), t)[0], dim=1)
+        return torch.logsumexp(self._parts(x.cpu().double(), t)[0], dim=1)
 
     def sample(self, n: int, t: Knot | None = None, seed: int = 0) -> Tensor:
         """n exact draws of the data, or of the marginal at t, float64 (n, d)."""
@@ -206,7 +206,7 @@ class Empirical(_Oracle):
 
     def log_density(self, x: Tensor, t: Knot) -> Tensor:
         """log p_t(x), float64 (B,)."""
-        parts: Sequence[Tensor] = x.double().flatten(1).split(self.chunk)
+        parts: Sequence[Tensor] = x.cpu().double().flatten(1).split(self.chunk)
         return torch.cat([torch.logsumexp(self._log_kernels(p, t)[0], dim=1) for p in parts])
 
     def sample(self, n: int, t: Knot | None = None, seed: int = 0) -> Tensor:
