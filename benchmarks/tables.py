@@ -30,7 +30,7 @@ def main() -> None:
     results = Results([Row(**{str(k): v for k, v in r.items()}) for r in frame.to_dict("records")])
     markdown("Frechet distance in features", by_calls(results))
     markdown("Frechet distance in pixels", by_calls(results, "frechet_pixels"))
-    markdown("RMS error against the converged flow", by_calls(results, "error"))
+    markdown("RMS error against the converged flow", by_calls(results, "error", spread=False))
     markdown("Adaptive solvers", adaptive(results))
 
 

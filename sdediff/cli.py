@@ -146,7 +146,7 @@ def _print_study(outcome: studies.Outcome, target: Path) -> None:
     limit = outcome.results.converged_frechet
     _print_table("Frechet distance in features (columns: network calls)", studies.by_calls(outcome.results))
     _print_table("Frechet distance in pixels", studies.by_calls(outcome.results, "frechet_pixels"))
-    _print_table("RMS error against the converged flow, pixels in [-1, 1]", studies.by_calls(outcome.results, "error"))
+    _print_table("RMS error against the converged flow, pixels in [-1, 1]", studies.by_calls(outcome.results, "error", spread=False))
     _print_table("Adaptive solvers", studies.adaptive(outcome.results))
     _print_table("Consistency: the same latents at few steps and at many", outcome.consistency)
     _print_table("Midpoints of latents", outcome.midpoints)

@@ -10,15 +10,15 @@ from .problem import Problem
 from .sweep import Results
 
 
-def by_calls(results: Results, column: str = "frechet") -> list[dict[str, Any]]:
-    """A line for each fixed-step solver and a column for each number of calls asked: mean ± standard deviation over seeds."""
+def by_calls(results: Results, column: str = "frechet", spread: bool = True) -> list[dict[str, Any]]:
+    """A line for each fixed-step solver, a column for each number of calls asked: the mean, and with `spread` ± std, over seeds."""
     frame = results.frame()
     fixed = frame[frame["calls_asked"].notna()]
     budgets = sorted(int(c) for c in fixed["calls_asked"].unique())
     table = []
     for curve, part in fixed.groupby("curve", sort=False):
         values = {calls: part[part["calls_asked"] == calls][column] for calls in budgets}
-        table.append({"solver": curve} | {str(calls): _spread(v) if len(v) else "" for calls, v in values.items()})
+        table.append({"solver": curve} | {str(calls): _shown(v, spread) if len(v) else "" for calls, v in values.items()})
     return table
 
 
@@ -50,6 +50,6 @@ def consistency(problem: Problem, results: Results, curves: tuple[str, ...]) -> 
     return table
 
 
-def _spread(values: Any) -> str:
+def _shown(values: Any, spread: bool) -> str:
     mean = f"{values.mean():.3g}"
-    return f"{mean} ± {values.std():.2g}" if len(values) > 1 else mean
+    return f"{mean} ± {values.std():.2g}" if spread and len(values) > 1 else mean
