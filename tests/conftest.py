@@ -12,6 +12,8 @@ from sdediff.data import data_folder
 
 ROOT = Path(__file__).parents[1]
 
+torch.set_num_threads(1)  # the tensors here are small: on a busy machine threads only wait for one another
+
 
 def missing(reason: str) -> None:
     """Skip with a reason, or fail where SDEDIFF_REQUIRE_DATA=1."""
