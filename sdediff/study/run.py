@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoint import write_bytes
+from ..names import UserError
 from .extras import midpoints, round_trips
 from .outcome import Outcome
 from .page import draw, write_page
@@ -27,8 +29,11 @@ def study(problem: Problem, settings: Settings, folder: str | Path, command: str
     """Run a study and write results.csv, the pictures and report.html into `folder`. Yields `Progress`, and at last the `Outcome`.
 
     results.csv is written whole after every seed; every file appears only when it is complete. Raises `UserError` if the folder cannot
-    be written, before anything is run.
+    be written, or pandas or POT is missing, before anything is run.
     """
+    for module, name in (("pandas", "pandas"), ("ot", "POT")):
+        if find_spec(module) is None:
+            raise UserError(f"the study needs {name}, which is not installed: pip install 'sdediff[study]'.")
     folder = Path(folder)
     write_bytes(folder / "settings.txt", f"{command}\n{settings}\n".encode())
     judge, results = Judge.of(problem, settings.samples), Results()
