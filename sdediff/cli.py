@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 out = Console(width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True)
+INTERRUPTED = 130
 
 CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use; 'digits' is the one in the package.")]
 SolverOption = Annotated[str, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)".')]
@@ -46,21 +47,25 @@ GridOption = Annotated[str, typer.Option(help='Where the knots are, e.g. "LogSNR
 def main() -> None:
     """Run the command line: what a user got wrong is one message and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer gives an exit code back instead of raising it, 130 for an interrupt
     except (UserError, DataError, MetricError) as wrong:
         _fail(str(wrong))
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("[yellow]interrupted[/]: finished files stay; a training run continues when it is started again.")
-        sys.exit(130)
+        code = INTERRUPTED
     except Exception as wrong:
         if type(wrong).__module__.startswith(("click", "typer")) and hasattr(wrong, "format_message"):
             _fail(wrong.format_message())  # type: ignore[attr-defined]
         raise
+    if code == INTERRUPTED:
+        err.print(
+            "[yellow]interrupted[/] finished files stay; a training run continues when the same command is given again.", soft_wrap=True
+        )
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     err.print(f"[bold red]error[/] {message}", highlight=False, markup=True, soft_wrap=True)
     sys.exit(2)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +111,24 @@ def test_as_a_process_a_mistake_exits_with_two(tmp_path):
     command = [sys.executable, "-m", "sdediff", "study", "--solver", "DDMI()"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (run.returncode, "Traceback" in run.stderr, "DDIM" in run.stderr) == (2, False, True)
+
+
+def test_an_interrupt_says_what_stays(tmp_path):
+    command = [sys.executable, "-m", "sdediff", "train", "--out", "r", "--batch", "64", "--steps", "100000"]
+
+    def heard():  # where the tests run in the background, a child would inherit "ignore"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    until = time.monotonic() + 60
+    while not (tmp_path / "r" / "state.safetensors").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
 
 
 def test_help_and_the_table_of_solvers(sdediff):
