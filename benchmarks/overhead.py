@@ -1,7 +1,8 @@
 """What a step costs beyond its arithmetic: 50 DDIM steps with a network that costs nothing, against the same arithmetic in place.
 
 The bound is `torch.mul(x, A, out=buffer)` and one `buffer.add_(y, alpha=c)` for each further tensor, its weights made beforehand.
-The network returns a ready tensor in the form that the solver uses (eps). Noise is timed apart. Prints a table; run on a quiet machine:
+The network returns a ready tensor in the form that the solver uses,
+another one at each call (the same would be merged into one term). Noise is timed apart. Prints a table; run on a quiet machine:
 
     python benchmarks/overhead.py
 """
@@ -10,10 +11,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 
-from sdediff import DDIM, DDPM, LogSNR, ScoreNet, VPLinear, White, march, solve
+from sdediff import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPMSolverPPMultistep,
+    LogSNR,
+    ScoreNet,
+    SDEDPMSolverPP,
+    UniPC,
+    VPLinear,
+    White,
+    march,
+    solve,
+)  # fmt: skip
+from sdediff.names import label
 
 STEPS = 50
 
@@ -57,6 +73,9 @@ class Given:
     def fresh(self, key: int) -> torch.Tensor:
         return self.z
 
+    def area(self, a: float, b: float, key: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.z, self.z
+
     def rows(self, index: torch.Tensor) -> Given:
         return self
 
@@ -66,14 +85,25 @@ def measure(shape: tuple[int, ...]) -> None:
     """One line for each solver at this shape."""
     schedule = VPLinear()
     x, y = torch.randn(shape), torch.randn(shape)
-    model = ScoreNet(lambda x, t: y, schedule, "eps")
+    answers = cycle([torch.randn(shape) for _ in range(8)])
+    models = {kind: ScoreNet(lambda x, t: next(answers), schedule, kind) for kind in ("eps", "x0")}
     knots = LogSNR().knots(schedule, STEPS)
-    for solver, further, noise in ((DDIM(), 1, None), (DDPM(), 2, Given(y))):
+    for solver, kind, further, noise in (
+        (DDIM(), "eps", 1, None),
+        (DDPM(), "eps", 2, Given(y)),
+        (DPMSolverPPMultistep(2), "x0", 2, None),
+        (DPMSolverPPMultistep(3), "x0", 3, None),
+        (DEIS(4), "eps", 4, None),
+        (UniPC(3), "x0", 8, None),  # predictor 1 + 3 tensors, corrector 1 + 4
+        (SDEDPMSolverPP(2), "x0", 3, Given(y)),
+    ):
+        model = models[kind]
         least = best(bound(x, y, further))
-        looped = best(lambda s=solver, n=noise: [None for _ in march(s, model, x, knots, noise=n)])
-        solved = best(lambda s=solver, n=noise: solve(s, model, x, knots, noise=n))
+        looped = best(lambda s=solver, n=noise, model=model: [None for _ in march(s, model, x, knots, noise=n)])
+        solved = best(lambda s=solver, n=noise, model=model: solve(s, model, x, knots, noise=n))
         print(
-            f"{shape!s:18} {solver!r:24} bound {least:7.1f} us/step   march {looped:7.1f} ({looped / least:4.2f}x)   "
+            f"{shape!s:18} {label(solver):34.34} bound {least:7.1f} us/step   "
+            f"march {looped:7.1f} ({looped / least:4.2f}x)   "
             f"solve {solved:7.1f} ({solved / least:4.2f}x)"
         )
     white = White(0).on(x)

@@ -23,6 +23,9 @@ class Unit:
     def fresh(self, key: int) -> torch.Tensor:
         raise NotImplementedError
 
+    def area(self, a: float, b: float, key: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
     def rows(self, index: torch.Tensor) -> Unit:
         raise NotImplementedError
 

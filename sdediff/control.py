@@ -41,22 +41,42 @@ class Controller(ABC):
         """What to do with the step from (t, x) to s."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Fixed(Controller):
-    """These knots, one after the other; every step is accepted. They may go down (sample), up (encode) or both ways."""
+    """These knots, one after the other; every step is accepted. They may go down (sample), up (encode) or both ways.
+
+    lower_final: the k-th step from the end has at most order k (published codes do so to keep few steps stable); orders: the order of
+    each step instead, e.g. (3, 3, 2, 1). Both use `solver.at_order`.
+    """
 
     knots: tuple[Knot, ...]
+    lower_final: bool = False
+    orders: tuple[int, ...] | None = None
 
-    def __init__(self, knots: Sequence[Knot]):
+    def __init__(self, knots: Sequence[Knot], lower_final: bool = False, orders: Sequence[int] | None = None):
         object.__setattr__(self, "knots", tuple(knots))
+        object.__setattr__(self, "lower_final", lower_final)
+        object.__setattr__(self, "orders", None if orders is None else tuple(orders))
         if len(self.knots) < 2 or not all(isinstance(k, Knot) for k in self.knots):
             raise UserError("Fixed(knots) needs at least two knots: take them from a grid, e.g. LogSNR().knots(schedule, steps=20).")
+        if self.orders is not None and (lower_final or len(self.orders) != len(self.knots) - 1):
+            raise UserError(
+                f"orders= gives one order for each of the {len(self.knots) - 1} steps and decides the last ones too: "
+                f"not {len(self.orders)} orders{', and not with lower_final' if lower_final else ''}."
+            )
 
     def start(self, solver: Solver, model: Model, x: Tensor) -> tuple[Knot, Knot, Any]:
         return self.knots[0], self.knots[1], 2
 
     def use(self, solver: Solver, plan: Any) -> Solver:
-        return solver
+        return self._using(solver, plan - 2)
 
     def judge(self, t: Knot, s: Knot, x: Tensor, step: Step, plan: Any) -> Verdict:
         return Verdict(True, self.knots[plan] if plan < len(self.knots) else None, plan + 1)
+
+    def _using(self, solver: Solver, step: int) -> Solver:
+        """The solver of the step number `step` (from 0)."""
+        if self.orders is not None:
+            return solver.at_order(self.orders[step])
+        left = len(self.knots) - 1 - step
+        return solver.at_order(left) if self.lower_final and left < solver.order else solver

@@ -6,6 +6,7 @@ Both ends are hit exactly. To run upward (encode), reverse the tuple.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,24 @@ class LogSNR(_Even):
 
     def place(self, schedule: Schedule, reading: float) -> Knot:
         return schedule.knot_at("lam", reading)
+
+
+@dataclass(frozen=True)
+class AsinhLogSNR(_Even):
+    """Evenly spaced in asinh((lam - center)/width): dense within `width` of `center`, steps growing in proportion beyond; any schedule."""
+
+    center: float = 0.0
+    width: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.center) and 0 < self.width < math.inf):
+            raise UserError(f"AsinhLogSNR(center, width) needs a finite center and a positive width, not {self.center} and {self.width}.")
+
+    def read(self, knot: Knot) -> float:
+        return math.asinh((knot.lam - self.center) / self.width)
+
+    def place(self, schedule: Schedule, reading: float) -> Knot:
+        return schedule.knot_at("lam", self.center + self.width * math.sinh(reading))
 
 
 @dataclass(frozen=True)
@@ -203,7 +222,7 @@ class DDPMSubsequence(Grid):
         return schedule.knots([schedule.time_of(int(i)) for i in self.indices(schedule.n, steps)] + [0.0])
 
 
-GRIDS = (Uniform, Quadratic, Power, LogSNR, Karras, AngleUniform, Times, DDPMSubsequence)
+GRIDS = (Uniform, Quadratic, Power, LogSNR, AsinhLogSNR, Karras, AngleUniform, Times, DDPMSubsequence)
 
 
 def ends(schedule: Schedule, steps: int, start: float | None, end: float | None) -> tuple[Knot, Knot]:

@@ -7,6 +7,7 @@ these names, numbers, strings, booleans, None, tuples and lists of them are unde
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,18 @@ def positive(what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{what} must be a whole number of at least 1, not {value!r}.")
     return value
+
+
+def label(value: Any) -> str:
+    """`repr(value)` without the options that have their default value: short, and `from_repr` still rebuilds it."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    shown = []
+    for f in dataclasses.fields(value):
+        given = getattr(value, f.name)
+        if f.name == "order" or f.default is dataclasses.MISSING or given != f.default:
+            shown.append(f"{f.name}={label(given)}")
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 def from_repr(text: str, names: Mapping[str, Any], what: str = "solver", values: Mapping[str, Any] | None = None) -> Any:

@@ -29,8 +29,9 @@ class ModelError(UserError):
 class Prediction:
     """The answer `value` of kind `kind` ("eps", "x0", "v", "score", "flow") at state `x` and instant `at`.
 
-    v = cos(angle) eps - sin(angle) x0 (alpha eps - sigma x0 when variance preserving); flow = eps - x0. variance: a learned reverse
-    variance, if any; eps_used: the eps with which to add noise again, where it differs (CFG++); cost: network calls this answer took.
+    v = cos(angle) eps - sin(angle) x0 (alpha eps - sigma x0 when variance preserving); flow = eps - x0. variance: where a network
+    that learns the reverse variance puts it between the small (-1) and the large (1) one; eps_used: the eps with which to add noise
+    again, where it differs (CFG++); cost: network calls this answer took.
     Raises `ModelError` if value's shape or dtype is not x's.
     """
 

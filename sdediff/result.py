@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .combine import Linear
 from .schedule import Knot
 
 
@@ -15,17 +16,18 @@ class Step(NamedTuple):
 
     x: Tensor
     memory: Any = None
-    error: Tensor | None = None
+    error: Tensor | Linear | None = None
     error_order: float | None = None
 
 
 class Frame(NamedTuple):
-    """One turn of `march`: the instant, the state there, the solver's memory, and whether the last step was accepted."""
+    """One turn of `march`: the instant, the state there, the solver's memory, whether the last step was accepted, and its error."""
 
     t: Knot
     x: Tensor
     memory: Any = None
     accepted: Any = True
+    error: Tensor | Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Solution:
     """The end of a run.
 
     x: the state at `knots[-1]`; memory: the solver's, to go on from there; knots: every instant visited; calls: network calls made,
-    counted; rejected: steps tried and not taken; reached: whether the end was reached, and `reason` if not; error: the estimated
-    error where the method has one; path: the state at each knot, if it was asked for.
+    counted; rejected: steps tried and not taken; reached: whether the end was reached, and `reason` if not; error: (B,) the sum over the
+    steps of the RMS of each one's error estimate, if it was asked for; path: the state at each knot, if it was asked for.
     """
 
     x: Tensor

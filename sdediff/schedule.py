@@ -40,7 +40,7 @@ class Knot:
     """One instant of a schedule, in float64: Python floats on a grid, arrays with one number a sample in a per-sample solve.
 
     time: the schedule's own clock; f = d log alpha/dt; g2 = g^2; dalpha, dsigma: derivatives in time. Derived: alpha, sigma,
-    lam = log(alpha/sigma), u = sigma/alpha, angle = atan(u), snr = (alpha/sigma)^2.
+    lam = log(alpha/sigma), u = sigma/alpha, u2 = u^2, angle = atan(u), snr = (alpha/sigma)^2.
     """
 
     time: Number
@@ -69,6 +69,10 @@ class Knot:
         return _exp(-self.lam)
 
     @cached_property
+    def u2(self) -> Number:
+        return _exp(-2 * self.lam)
+
+    @cached_property
     def snr(self) -> Number:
         return _exp(2 * self.lam)
 
@@ -77,13 +81,13 @@ class Knot:
         return _atan(self.u)
 
     def clock(self, name: str) -> Number:
-        """The reading of the clock `name`: time, lam, u, angle or snr."""
+        """The reading of the clock `name`: time, lam, u, u2, angle or snr."""
         if name not in CLOCKS:
             raise UserError(f"no clock is called {name!r}; there are {', '.join(CLOCKS)}.{nearest(name, CLOCKS)}")
         return getattr(self, name)
 
     def at(self, **reading: Number) -> Knot:
-        """Another instant of the same schedule: `t.at(time=0.3)`, `t.at(lam=0.)`, `t.at(u=1.)`, `t.at(angle=0.5)`, `t.at(snr=1.)`."""
+        """Another instant of the same schedule: `t.at(time=0.3)`, `t.at(lam=0.)`, `t.at(u=1.)`, `t.at(angle=0.5)`, ..."""
         ((name, value),) = reading.items()
         return self.schedule.knot_at(name, value)
 
@@ -94,7 +98,7 @@ class Knot:
         return self.schedule.knot_at(clock, (1 - r) * self.clock(clock) + r * s.clock(clock))
 
 
-CLOCKS = ("time", "lam", "u", "angle", "snr")
+CLOCKS = ("time", "lam", "u", "u2", "angle", "snr")
 
 
 class Posterior(NamedTuple):
@@ -161,14 +165,18 @@ class Schedule(ABC):
         return tuple(self.knot(float(t)) for t in times)
 
     def knot_at(self, clock: str, value: Number) -> Knot:
-        """The instant at which `clock` (time, lam, u, angle or snr) reads `value`."""
+        """The instant at which `clock` (time, lam, u, u2, angle or snr) reads `value`."""
         if clock == "time":
             return self.knot(value)
+        return _cached_knot_at(self, clock, value) if isinstance(value, float) else self._knot_at(clock, value)
+
+    def _knot_at(self, clock: str, value: Number) -> Knot:
         choose("clock", clock, CLOCKS)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_u = {
                 "lam": lambda v: -v,
                 "u": np.log,
+                "u2": lambda v: 0.5 * np.log(v),
                 "snr": lambda v: -0.5 * np.log(v),
                 "angle": lambda v: np.log(np.tan(v)),
             }[clock](np.asarray(value, dtype=np.float64))
@@ -251,3 +259,8 @@ def _innovation(s: Knot, t: Knot) -> Number:
 @lru_cache(maxsize=65536)
 def _cached_knot(schedule: Schedule, t: float) -> Knot:
     return schedule._make(t)
+
+
+@lru_cache(maxsize=65536)
+def _cached_knot_at(schedule: Schedule, clock: str, value: float) -> Knot:
+    return schedule._knot_at(clock, value)

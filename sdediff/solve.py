@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .combine import Linear
 from .control import Controller, Fixed
 from .names import UserError
 from .noise import Noise, NoiseSource
@@ -47,7 +48,7 @@ def march(
         accept, following, plan, _ = controller.judge(t, s, x, step, plan)
         if accept:
             t, x, memory = s, step.x, step.memory
-        yield Frame(t, x, memory, accept)
+        yield Frame(t, x, memory, accept, step.error)
         s = following
 
 
@@ -61,15 +62,20 @@ def solve(
     noise: Noise | NoiseSource | None = None,
     grad: bool = False,
     path: bool = False,
+    error: bool = False,
 ) -> Solution:
     """Run `solver` on `model` from the state x (B, ...) at the first knot to the last one; see `march` for the arguments.
 
-    grad: keep the graph; path: keep the state at every knot. A delegate (`TorchDiffEq(...)`) goes wherever a solver goes.
+    grad: keep the graph; path: keep the state at every knot; error: sum each sample's error estimates into `Solution.error`, for methods
+    that have one (a corrector: what it changed; docs/solvers.md says how far to trust the sum). A delegate (`TorchDiffEq(...)`) goes
+    wherever a solver goes.
     Raises `ModelError`, naming time and step, if the model answers with another shape or dtype or the state becomes NaN or infinite;
     `UserError` for a state that does not fit the model, or a stochastic solver without noise.
     """
     _check_state(model, x)
     counted = Counted(model)
+    if error and not (isinstance(solver, Solver) and solver.estimates):
+        raise UserError(f"{solver!r} has no error estimate: take a method with a corrector, such as UniPC(order=3).")
     with torch.set_grad_enabled(grad):
         if isinstance(solver, Delegate):
             knots = controller.knots if isinstance(controller, Fixed) else tuple(_knots(controller, solver))
@@ -77,11 +83,12 @@ def solve(
             if not bool(torch.isfinite(solution.x).all()):
                 raise ModelError(f"{solver!r} ended in NaN or infinity: check the model's answers, or loosen the tolerance.")
             return solution
-        return _solve(solver, counted, x, controller, memory, noise, path)
+        return _solve(solver, counted, x, controller, memory, noise, path, error)
 
 
-def _solve(solver, counted, x, controller, memory, noise, path) -> Solution:
+def _solve(solver, counted, x, controller, memory, noise, path, error) -> Solution:
     knots, states, rejected, frame, done = [], [], 0, None, 0
+    total = x.new_zeros(len(x)) if error else None
     try:
         for frame in march(solver, counted, x, controller, memory=memory, noise=noise):
             if frame.accepted is not True and not frame.accepted:
@@ -91,12 +98,18 @@ def _solve(solver, counted, x, controller, memory, noise, path) -> Solution:
             knots.append(frame.t)
             if path:
                 states.append(frame.x)
+            if total is not None and frame.error is not None:
+                total = total + torch.mean(_tensor(frame.error).square().flatten(1), 1).sqrt()
     except ModelError as wrong:
         raise ModelError(f"step {done + 1}: {wrong}") from None
     assert frame is not None
     if not bool(torch.isfinite(frame.x.detach().sum())) and not bool(torch.isfinite(frame.x).all()):
         _find_nan(solver, counted.model, x, controller, memory, noise)
-    return Solution(frame.x, tuple(knots), counted.calls, frame.memory, rejected, path=tuple(states) if path else None)
+    return Solution(frame.x, tuple(knots), counted.calls, frame.memory, rejected, error=total, path=tuple(states) if path else None)
+
+
+def _tensor(error: Tensor | Linear) -> Tensor:
+    return error.tensor() if isinstance(error, Linear) else error
 
 
 class _Watched:

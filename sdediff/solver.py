@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -67,6 +67,22 @@ class Solver(ABC, Generic[M]):
     @abstractmethod
     def calls(self, knots: Sequence[Knot]) -> int:
         """Exactly how many network calls a run over `knots` makes."""
+
+    @property
+    def estimates(self) -> bool:
+        """Whether its steps come with an error estimate."""
+        return False
+
+    def at_order(self, order: int) -> Solver:
+        """The same method at another order, with the same memory: for steps of lower order (`Fixed(knots, lower_final=True)`).
+
+        `UserError` if the method has no option `order`.
+        """
+        if order == self.order:
+            return self
+        if "order" not in {f.name for f in fields(self)}:  # type: ignore[arg-type]
+            raise UserError(f"{self!r} has one order only ({self.order}): it cannot take a step of order {order}.")
+        return replace(self, order=order)  # type: ignore[type-var]
 
     @property
     def inverse(self) -> Solver:

@@ -1,13 +1,20 @@
-"""Pure float64 numbers that define methods: Butcher tableaux.
+"""Pure float64 numbers that define methods: Butcher tableaux, and the weights of exponential Adams steps.
 
 A tableau (a, b, c) of s stages: `k_i = f(y + h sum_j a_ij k_j, t + c_i h)`, `y' = y + h sum_i b_i k_i` (Hairer, Norsett & Wanner I, II.1).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
 
 from .names import UserError
+from .schedule import Knot
 
 
 @dataclass(frozen=True)
@@ -47,3 +54,195 @@ TABLEAUX = {
     "rk4": Tableau(a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4),
     "rk4_38": Tableau(a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8), order=4),
 }
+
+
+# --- exponential Adams weights ------------------------------------------------------------------------------------
+#
+# With l = lam as the variable, h = lam_s - lam_t, theta = atan(sigma/(alpha d)), n = sqrt(alpha^2 d^2 + sigma^2), the exact solution of
+# the SDE of noise level tau (0: probability flow) from t to s is, for each reading m of the network,
+#   x0:  x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + (1+tau^2) alpha_s INT e^(-(1+tau^2)(lam_s - l)) x0 dl
+#                                                                           + sigma_s sqrt(1 - e^(-2 tau^2 h)) z
+#   eps: x_s = (alpha_s/alpha_t) x_t - (1+tau^2) alpha_s INT e^(-l) eps dl  + tau alpha_s sqrt(u_t^2 - u_s^2) z
+#   v:   x_s = (n_s/n_t) c_t x_t + (1+tau^2) n_s INT c v dtheta             + n_s sqrt(1 - c_t^2) z,   c = (cos theta/cos theta_s)^(tau^2)
+# and for flow = eps - x0 the same as for v with n = alpha + sigma, w = sigma/n for theta, 1 - w for cos theta (noise: `_linear_part`).
+# An Adams step puts the polynomial through the known values of m in its place. In the scaled variable r (0 at t, 1 at s) of the axis in
+# which m is interpolated, its weights are sums of the moments INT r^k K(r) dr of the kernel K.
+
+
+class Update(NamedTuple):
+    """`x_s = keep x_t + sum_j weights[j] m_j + std z` with z ~ N(0, I)."""
+
+    keep: float
+    weights: tuple[float, ...]
+    std: float = 0.0
+
+
+AXES = ("lam", "u", "angle", "fraction", "t")
+READINGS = ("x0", "eps", "v", "flow")
+_LAM_CUT = 40.0  # kernels fall off as e^-|l|: beyond this nothing is left in float64
+
+
+def exponential_moments(z: float, n: int) -> np.ndarray:
+    """`INT_0^1 r^k e^(-z (1-r)) dr` for k = 0 .. n-1, to rounding for every real z (z = 0: 1/(k+1))."""
+    k = np.arange(n)
+    if z > 30.0:  # m_0 = (1 - e^-z)/z, m_k = (1 - k m_(k-1))/z: stable where z exceeds k
+        found = [-math.expm1(-z) / z]
+        for i in range(1, n):
+            found.append((1.0 - i * found[-1]) / z)
+        return np.array(found)
+    if z >= 0.0:  # e^-z sum_j z^j / (j! (j+k+1)): all terms positive
+        j = np.arange(int(40 + 3 * z))
+        terms = np.cumprod(np.concatenate([[math.exp(-z)], z / j[1:]]))
+        return (terms / (j + k[:, None] + 1)).sum(1)
+    found = [1.0 / (k + 1)]  # sum_j |z|^j k!/(k+j+1)!: all terms positive
+    for i in range(int(40 + 3 * -z)):
+        found.append(found[-1] * -z / (k + i + 2))
+    return np.sum(found, axis=0)
+
+
+def power_moments(q: float, p: float, n: int) -> np.ndarray:
+    """`INT_0^1 r^k (1 - q r)^(-p) dr = 2F1(p, k+1; k+2; q)/(k+1)` for k = 0 .. n-1 and q < 1."""
+    k = np.arange(n)
+    return special.hyp2f1(p, k + 1, k + 2, q) / (k + 1)
+
+
+def lagrange(nodes: Sequence[float]) -> np.ndarray:
+    """Row j holds the coefficients (of r^0, r^1, ...) of the polynomial that is 1 at nodes[j] and 0 at the others."""
+    rows = []
+    for j, node in enumerate(nodes):
+        row = np.array([1.0])
+        for i, other in enumerate(nodes):
+            if i != j:
+                row = np.convolve(row, [-other, 1.0]) / (node - other)
+        rows.append(row)
+    return np.array(rows)
+
+
+def exponential_adams(
+    predicts: str, axis: str, t: Knot, s: Knot, nodes: Sequence[Knot], *, tau: float = 0.0, data_std: float = 1.0
+) -> Update:
+    """The exponential Adams step from t to s through values of `predicts` ("x0", "eps", "v", "flow") at `nodes`, interpolated in `axis`.
+
+    axis: "lam", "u" (= sigma/alpha), "angle" (= atan(u/data_std)), "fraction" (= sigma/(alpha + sigma)) or "t"; nodes: any distinct
+    instants, s among them for a corrector; tau: noise level; data_std: of the angle and of v. Closed forms for x0 and eps in lam and in u,
+    v in the angle and flow in the fraction (tau = 0); the other pairs have no elementary antiderivative and are integrated by composite
+    Gauss-Legendre to rounding (`quadrature`).
+    Where lam is infinite, polynomials in lam are not defined: a node there is left out, and a step that ends there (the data itself)
+    uses the newest node only.
+    """
+    if s.lam == t.lam:
+        return Update(1.0, (0.0,) * len(nodes))
+    used = list(range(len(nodes)))
+    if axis == "lam":
+        used = [0] if math.isinf(s.lam) else [j for j in used if math.isfinite(nodes[j].lam)] or [0]
+    keep, std = _linear_part(predicts, t, s, tau, data_std)
+    found = np.zeros(len(nodes))
+    found[used] = _integrals(predicts, axis, t, s, [nodes[j] for j in used], tau, data_std)
+    return Update(keep, tuple(found.tolist()), std)
+
+
+def _linear_part(predicts: str, t: Knot, s: Knot, tau: float, d: float) -> tuple[float, float]:
+    """(factor of x_t, standard deviation of the noise)."""
+    noise = tau * tau
+    lost = noise * (s.lam - t.lam) if noise else 0.0  # lam may be infinite
+    if predicts == "x0":
+        return math.exp(s.log_sigma - t.log_sigma - lost), s.sigma * math.sqrt(max(-math.expm1(-2 * lost), 0.0))
+    if predicts == "eps":
+        return math.exp(s.log_alpha - t.log_alpha), tau * s.alpha * math.sqrt(max(t.u**2 - s.u**2, 0.0)) if noise else 0.0
+    (n_t, share_t, _), (n_s, share_s, w_s) = (_frame(predicts, k, d) for k in (t, s))
+    if not noise:
+        return n_s / n_t, 0.0
+    c = (share_t / share_s) ** noise
+    variance = 1 - c * c
+    if predicts == "flow":  # INT 2 tau^2 c^2 w/(1-w) dw, by parts
+        variance = w_s - (1 - share_t) * c * c + (share_s - share_t * c * c) / (2 * noise + 1)
+    return n_s / n_t * c, n_s * math.sqrt(max(variance, 0.0))
+
+
+def _frame(predicts: str, t: Knot, d: float) -> tuple[float, float, float]:
+    """(n, the share of alpha in it, the clock) of v: hypot(alpha d, sigma), cos theta, theta; of flow: alpha + sigma, 1 - w, w."""
+    if predicts == "v":
+        n = math.hypot(t.alpha * d, t.sigma)
+        return n, t.alpha * d / n, math.atan2(t.sigma, t.alpha * d)
+    n = t.alpha + t.sigma
+    return n, t.alpha / n, t.sigma / n
+
+
+def _reading(axis: str, t: Knot, d: float) -> float:
+    return {"lam": t.lam, "u": t.u, "t": t.time, "angle": math.atan2(t.sigma, t.alpha * d), "fraction": t.sigma / (t.alpha + t.sigma)}[axis]
+
+
+def _integrals(predicts: str, axis: str, t: Knot, s: Knot, nodes: Sequence[Knot], tau: float, d: float) -> np.ndarray:
+    """The weights of the nodes."""
+    n, more = len(nodes), 1 + tau * tau
+    if n == 1 and (predicts in ("x0", "eps") or tau == 0):
+        return np.array([_whole(predicts, t, s, tau, d)])
+    if n == 1:
+        return quadrature(predicts, axis, t, s, nodes, tau, d)
+    a, b = _reading(axis, t, d), _reading(axis, s, d)
+    basis = lagrange([(_reading(axis, k, d) - a) / (b - a) for k in nodes])
+    h = s.lam - t.lam
+    if predicts == "x0" and math.isinf(s.lam):  # the kernel is all at s
+        return s.alpha * basis.sum(1)
+    if (predicts, axis) == ("x0", "lam"):
+        return s.alpha * more * h * (basis @ exponential_moments(more * h, n))
+    if (predicts, axis) == ("eps", "lam"):
+        return -s.sigma * more * h * (basis @ exponential_moments(-h, n))
+    if (predicts, axis) == ("eps", "u"):
+        return s.alpha * more * (b - a) * (basis @ (1.0 / np.arange(1, n + 1)))
+    if (predicts, axis) == ("x0", "u") and math.isfinite(a):  # e^l dl = -du/u^2, and u_s^(1+tau^2) u_t^-(2+tau^2) in front
+        front = s.alpha * more * (s.u / t.u) ** more * (1 - s.u / t.u)
+        return front * (basis @ power_moments(1 - s.u / t.u, 1 + more, n))
+    if (predicts, axis) in (("v", "angle"), ("flow", "fraction")) and tau == 0:
+        return _frame(predicts, s, d)[0] * (b - a) * (basis @ (1.0 / np.arange(1, n + 1)))
+    return quadrature(predicts, axis, t, s, nodes, tau, d)
+
+
+def _whole(predicts: str, t: Knot, s: Knot, tau: float, d: float) -> float:
+    """The sum of all weights: the step for a constant m."""
+    more = 1 + tau * tau
+    if predicts == "x0":
+        return -s.alpha * math.expm1(-more * (s.lam - t.lam))
+    if predicts == "eps":
+        return more * (s.sigma - s.alpha * t.u)
+    n_s, _, clock = _frame(predicts, s, d)
+    return n_s * (clock - _frame(predicts, t, d)[2])
+
+
+_GL_X, _GL_W = np.polynomial.legendre.leggauss(16)
+
+
+def quadrature(predicts: str, axis: str, t: Knot, s: Knot, nodes: Sequence[Knot], tau: float = 0.0, d: float = 1.0) -> np.ndarray:
+    """The same weights by composite 16-point Gauss-Legendre in lam, panels at most 1/2 wide: good to 1e-13, for every pair and axis."""
+    more = 1 + tau * tau
+    low, high = (max(min(k.lam, _LAM_CUT), -_LAM_CUT) for k in (t, s))
+    if predicts == "x0":  # all that counts is near s when going down, near t when going up
+        low, high = (max(low, high - _LAM_CUT), high) if s.lam > t.lam else (low, max(high, low - _LAM_CUT))
+    elif predicts == "eps":
+        low, high = (low, min(high, low + _LAM_CUT)) if s.lam > t.lam else (min(low, high + _LAM_CUT), high)
+    edges = np.linspace(low, high, max(1, math.ceil(2 * abs(high - low))) + 1)
+    half = 0.5 * np.diff(edges)
+    l = (half[:, None] * (_GL_X + 1) + edges[:-1, None]).ravel()
+    w = (half[:, None] * _GL_W).ravel()
+    if predicts == "x0":
+        kernel = s.alpha * more * np.exp(-more * (s.lam - l))
+    elif predicts == "eps":
+        kernel = -s.alpha * more * np.exp(-l)
+    else:
+        u = np.exp(-l)
+        share, rate = (1 / np.hypot(1, u / d), u / d / (1 + (u / d) ** 2)) if predicts == "v" else (1 / (1 + u), u / (1 + u) ** 2)
+        n_s, share_s, _ = _frame(predicts, s, d)
+        kernel = -n_s * more * rate * ((share / share_s) ** (tau * tau) if tau else 1.0)
+    if len(nodes) == 1:
+        return np.array([np.sum(w * kernel)])
+    a, b = _reading(axis, t, d), _reading(axis, s, d)
+    at = {
+        "lam": lambda: l,
+        "u": lambda: np.exp(-l),
+        "t": lambda: t.schedule.time_at(l),
+        "angle": lambda: np.arctan(np.exp(-l) / d),
+        "fraction": lambda: special.expit(-l),
+    }[axis]()
+    r = (at - a) / (b - a)
+    basis = lagrange([(_reading(axis, k, d) - a) / (b - a) for k in nodes])
+    return basis @ (np.vander(r, len(nodes), increasing=True).T @ (w * kernel))

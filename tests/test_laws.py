@@ -37,6 +37,7 @@ from sdediff import (
     march,
     solve,
 )  # fmt: skip
+from sdediff.exponential import Multistep
 from sdediff.solvers import SOLVERS, named
 from sdediff.weights import TABLEAUX
 
@@ -86,23 +87,24 @@ def converged() -> torch.Tensor:
 
 @pytest.mark.parametrize("solver", ODE, ids=repr)
 def test_order_to_the_probability_flow(solver, converged):
-    counts = (160, 320) if solver.facts.ode <= 2 else (80, 160)
+    counts = (80, 160) if solver.facts.ode == 3 else (160, 320)
     errors = [float((solve(solver, mixture(), start(), down(n)).x - converged).square().mean().sqrt()) for n in counts]
     assert slope(errors) == pytest.approx(solver.facts.ode, abs=0.15), errors
 
 
-@pytest.mark.parametrize("solver", [s for s in STOCHASTIC if s.facts.strong], ids=repr)
+@pytest.mark.parametrize("solver", [s for s in STOCHASTIC if s.facts.strong == 1], ids=repr)  # 1.5: test_strong_order.py
 def test_strong_order_on_one_brownian_path(solver):
     clock = solver.facts.clock
     ends = sorted(k.clock(clock) for k in down(1))
     noise = Brownian(3, (ends[0], ends[1]))
     model = Mixture([[0.5, 0.0], [-0.5, 0.3]], [0.4, 0.3], schedule=SCHEDULE)
-    runs = [solve(solver, model, start(256), down(n), noise=noise).x for n in (64, 128, 1024)]
+    runs = [solve(solver, model, start(512), down(n), noise=noise).x for n in (64, 128, 1024)]
     errors = [float((x - runs[-1]).square().mean().sqrt()) for x in runs[:-1]]
-    # against N = 1024 instead of the limit, an exact order p shows as log2((1/64^p - 1/1024^p) / (1/128^p - 1/1024^p))
+    # against N = 1024 instead of the limit, an order p shows a little high: by log2((1/64^p - 1/1024^p) / (1/128^p - 1/1024^p)) if the
+    # errors add (0.10), hardly if they are independent (their squares add); so the tolerance is around the middle
     p = solver.facts.strong
-    expected = math.log2((64**-p - 1024**-p) / (128**-p - 1024**-p))
-    assert slope(errors) == pytest.approx(expected, abs=0.15), errors
+    most = math.log2((64**-p - 1024**-p) / (128**-p - 1024**-p))
+    assert (p + most) / 2 - 0.2 < slope(errors) < most + 0.15, errors
 
 
 @pytest.mark.parametrize("solver", [s for s in STOCHASTIC if s.facts.weak], ids=repr)
@@ -188,7 +190,9 @@ def test_the_inverse_undoes_what_it_promises(solver):
         up = solve(solver.inverse, mixture(), x, down(n)).x  # "upward" is any direction: encode down, decode up
         back = solve(solver, mixture(), up, down(n)[::-1]).x
         errors.append(float((back - x).square().mean().sqrt()))
-    assert slope(errors) > solver.facts.ode - 0.3, errors
+    # upward a multistep method starts at the data, where its first-order start counts
+    promised = min(solver.facts.ode, 2) if isinstance(solver, Multistep) else solver.facts.ode
+    assert slope(errors) > promised - 0.3, errors
 
 
 @all_solvers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -197,6 +198,103 @@ def test_brownian_refusals():
     for bad in ((1.0, 1.0), (2.0, 1.0), (0.0, math.inf), (math.nan, 1.0)):
         with pytest.raises(UserError, match="finite range"):
             Brownian(0, bad)
+
+
+# --- space-time integrals ----------------------------------------------------------------------------------------------
+
+
+@sources
+def test_the_area_has_the_increment_and_an_independent_integral(source):
+    noise = source.on(MANY)
+    for a, b in ((0.125, 0.5), (0.9, 0.3), (0.2, 0.2001), (0.3, 0.7001)):
+        w, h = noise.area(a, b)
+        assert torch.equal(w, noise(a, b))
+        looks_normal(w / math.sqrt(abs(b - a)))
+        looks_normal(h / math.sqrt(abs(b - a) / 12))
+        uncorrelated(w, h)
+        uncorrelated(h, noise.area(a, b, key=1)[1])
+        uncorrelated(h, noise.fresh(0))
+        uncorrelated(h[:, 0], h[:, 1])
+    assert all(part.abs().max() == 0 for part in noise.area(0.5, 0.5))
+
+
+@sources
+def test_the_area_is_a_pure_function_of_the_sample(source):
+    noise = source.on(state(6, 2, 3))
+    w, h = noise.area(0.2, 0.7, 1)
+    assert w.shape == h.shape == (6, 2, 3)
+    again = source.on(state(6, 2, 3)).rows(torch.tensor([4, 1]))
+    again.area(0.3, 0.65, 1)
+    for mine, its in zip(again.area(0.2, 0.7, 1), (w, h), strict=True):
+        assert torch.equal(mine, its[[4, 1]])
+    for mine, its in zip(source.on(state(6, 2, 3, dtype=torch.float32)).area(0.2, 0.7, 1), (w, h), strict=True):
+        assert torch.allclose(mine.double(), its, rtol=1e-6)
+        assert mine.dtype == torch.float32
+    h.zero_()
+    assert noise.area(0.2, 0.7, 1)[1].abs().min() > 0
+
+
+def chasles(first, second, h1, h2):
+    """(W, H) over adjoining intervals of (signed) lengths h1 and h2."""
+    (w1, i1), (w2, i2), h = first, second, h1 + h2
+    return w1 + w2, (h1 * i1 + h2 * i2 + 0.5 * (h2 * w1 - h1 * w2)) / h
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), depth=st.sampled_from([2, 24]), key=st.integers(0, 1))
+def test_areas_of_one_path_add_up(data, depth, key):
+    times = st.one_of(wide_times, st.sampled_from([*WIDE, 1.0, 0.01, 5000.00005]), st.floats(2.0, 2.0001))
+    a, b, c = data.draw(st.lists(times, min_size=3, max_size=3))
+    noise = Brownian(0, WIDE, depth).on(FEW)
+    w, h = noise.area(a, c, key)
+    back = noise.area(c, a, key)
+    assert torch.equal(back[0], -w)
+    assert torch.equal(back[1], h)
+    if abs(c - a) < 1e-9 * max(a, c):
+        return  # formulas in b - a have no digits left
+    sums = chasles(noise.area(a, b, key), noise.area(b, c, key), b - a, c - b)
+    scale = math.sqrt(abs(b - a) + abs(c - b)) * max(1.0, (abs(b - a) + abs(c - b)) / abs(c - a))
+    for mine, its in zip(sums, (w, h), strict=True):
+        assert float((mine - its).abs().max()) < 1e-7 * scale if depth == 2 else 1e-10 * scale
+
+
+@pytest.mark.parametrize("n", [1, 7, 64])
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (0.123, 0.911), (0.71, 0.70001)])
+def test_the_integral_is_that_of_the_path(n, a, b):
+    """Against the trapezoidal rule on n pieces: what it misses is N(0, h/(12 n^2)), neither more nor less."""
+    noise = Brownian(7, (0.0, 1.0)).on(MANY[:5000])
+    times = np.linspace(a, b, n + 1)
+    steps = torch.stack([noise(s, t) for s, t in pairwise(times)])
+    path = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)])
+    w, h = noise.area(a, b)
+    assert torch.allclose(path[-1], w, rtol=0, atol=1e-12)
+    mean = (path[1:] + path[:-1]).mean(0) / 2 - w / 2
+    looks_normal((h - mean) / math.sqrt(abs(b - a) / 12) * n)
+
+
+def test_areas_of_neighbours_are_independent():
+    """The whole covariance of (W, H) over neighbouring pieces, most of which are no nodes of the tree."""
+    cuts = [1e-4, 3e-4, 0.01, 0.5, 0.51, 0.6, 7.0, 100.0, 101.0, 4000.0, 9e3, 1e4]
+    noise = Brownian(11, WIDE).on(MANY)
+    parts = []
+    for a, b in pairwise(cuts):
+        w, h = noise.area(a, b)
+        parts += [w / math.sqrt(b - a), h / math.sqrt((b - a) / 12)]
+    z = torch.stack(parts).flatten(1)
+    off = (z @ z.T / z.shape[1] - torch.eye(len(z))) * math.sqrt(z.shape[1])
+    assert float(off.abs().max()) < 4.5 * math.sqrt(2)
+    off = ((z**2 - 1) @ (z**2 - 1).T / z.shape[1])[~torch.eye(len(z), dtype=torch.bool)] * math.sqrt(z.shape[1]) / 2
+    assert float(off.abs().max()) < 5
+
+
+@pytest.mark.parametrize("t", [2e-4, 0.7, 3.0, 9.9e3])
+def test_inside_the_last_level_the_area_from_a_leaf_s_end_has_its_law(t):
+    noise = Brownian(1, WIDE, depth=1).on(MANY)
+    for a, b in ((WIDE[0], t), (t, WIDE[1]), (1.0, t)):
+        w, h = noise.area(a, b)
+        looks_normal(w / math.sqrt(abs(b - a)))
+        looks_normal(h / math.sqrt(abs(b - a) / 12))
+        uncorrelated(w, h)
 
 
 # --- once broken --------------------------------------------------------------------------------

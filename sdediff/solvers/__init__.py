@@ -4,17 +4,114 @@ from typing import Any
 
 from ..coordinates import COORDINATES
 from ..names import from_repr
+from ..phi import ExponentialTableau
 from ..weights import Tableau
+from .adams import DEIS, LMS, Between, ExponentialAdams, SASolver
+from .analytic_dpm import AnalyticDPM, ScorePower
+from .ancestral import DPM2Ancestral, DPMSolverPP2SAncestral, DPMSolverPPSDE, EulerAncestral
+from .consistency import Consistency
 from .ddim import DDIM, Sigmas
 from .ddpm import DDPM
+from .deis_rk import DEISRungeKutta
+from .dpm_multistep import DPMSolverMultistep, DPMSolverPPMultistep, SDEDPMSolverPP
+from .dpm_solver import DPMSolver, DPMSolverPP, dpm_solver_orders
+from .edm import DPM2, EDMHeun
+from .ersde import ERSDE
 from .euler_maruyama import EulerMaruyama
+from .exponential_rk import ExponentialRungeKutta
+from .pndm import IPNDM, PNDM
+from .restart import Restart
 from .runge_kutta import Euler, Heun, RungeKutta
+from .score_sde import AnnealedLangevin, Langevin, PredictorCorrector, Renoise, ReverseDiffusion
+from .seeds import SEEDS
+from .sra import SRA1, ShARK
+from .unipc import UniPC
 
-__all__ = ["DDIM", "DDPM", "Euler", "EulerMaruyama", "Heun", "RungeKutta", "Sigmas"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DEIS",
+    "DPM2",
+    "ERSDE",
+    "IPNDM",
+    "LMS",
+    "PNDM",
+    "SEEDS",
+    "SRA1",
+    "AnalyticDPM",
+    "AnnealedLangevin",
+    "Between",
+    "Consistency",
+    "DEISRungeKutta",
+    "DPM2Ancestral",
+    "DPMSolver",
+    "DPMSolverMultistep",
+    "DPMSolverPP",
+    "DPMSolverPP2SAncestral",
+    "DPMSolverPPMultistep",
+    "DPMSolverPPSDE",
+    "EDMHeun",
+    "Euler",
+    "EulerAncestral",
+    "EulerMaruyama",
+    "ExponentialAdams",
+    "ExponentialRungeKutta",
+    "Heun",
+    "Langevin",
+    "PredictorCorrector",
+    "Renoise",
+    "Restart",
+    "ReverseDiffusion",
+    "RungeKutta",
+    "SASolver",
+    "SDEDPMSolverPP",
+    "ScorePower",
+    "ShARK",
+    "Sigmas",
+    "UniPC",
+    "dpm_solver_orders",
+]
 
-SOLVERS = (DDPM, DDIM, EulerMaruyama, Euler, Heun, RungeKutta)
+SOLVERS = (
+    DEIS,
+    LMS,
+    ExponentialAdams,
+    SASolver,
+    DPMSolverMultistep,
+    DPMSolverPPMultistep,
+    SDEDPMSolverPP,
+    IPNDM,
+    PNDM,
+    UniPC,
+    DDPM,
+    DDIM,
+    EulerMaruyama,
+    Euler,
+    Heun,
+    RungeKutta,
+    AnalyticDPM,
+    AnnealedLangevin,
+    Consistency,
+    PredictorCorrector,
+    ReverseDiffusion,
+    Restart,
+    DPM2,
+    DPM2Ancestral,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    DPMSolverPP2SAncestral,
+    DEISRungeKutta,
+    EDMHeun,
+    EulerAncestral,
+    ExponentialRungeKutta,
+    SEEDS,
+    ERSDE,
+    SRA1,
+    ShARK,
+)
 
-VALUES = (*COORDINATES, Sigmas, Tableau)
+VALUES = (*COORDINATES, Between, Sigmas, Tableau, Langevin, Renoise, ScorePower, ExponentialTableau)
 """The classes whose values appear as options of solvers."""
 
 

@@ -1,8 +1,7 @@
 """Runge-Kutta methods for the probability flow, in any coordinates (y = x/scale, dy/dclock = velocity).
 
 `k_i = velocity(y + h sum_j a_ij k_j, clock + c_i h)`, `y' = y + h sum_i b_i k_i`. In Sigma coordinates Euler is DDIM and Heun is EDM's
-deterministic sampler; RK in Sigma coordinates is DEIS's rhoRK. A step that ends at sigma = 0 (the data itself) is an Euler step,
-as in EDM: there is no noise left to predict at its end.
+deterministic sampler; RK in Sigma coordinates is DEIS's rhoRK. A step that ends at sigma = 0 (the data itself) is an Euler step.
 """
 
 from __future__ import annotations
@@ -12,44 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..combine import combine, linear
 from ..coordinates import Coordinates, Sigma, checked
 from ..names import UserError, choose
 from ..prediction import Model
+from ..runge_kutta import runge_kutta_calls, runge_kutta_step
 from ..schedule import Knot
 from ..solver import Facts, OneStep
 from ..weights import TABLEAUX, Tableau
-
-
-def _move(model: Model, x: Tensor, t: Knot, s: Knot, tableau: Tableau, coordinates: Coordinates) -> Tensor:
-    """One Runge-Kutta step; stage states are written in x, so that the first costs nothing."""
-    if s.sigma == 0.0:
-        tableau = TABLEAUX["euler"]
-    start, scale = coordinates.clock(t), coordinates.scale(t)
-    h = coordinates.clock(s) - start
-    slopes = []
-    for row, c in zip(tableau.a, tableau.c, strict=True):
-        if c == 0.0:
-            at, y = t, x
-        else:
-            at = s if c == 1.0 else coordinates.knot(t, start + c * h)
-            y = combine(_sum(x, scale, slopes, row, h, coordinates.scale(at)))
-        slopes.append(coordinates.velocity(model(y, at)))
-    return combine(_sum(x, scale, slopes, tableau.b, h, coordinates.scale(s)))
-
-
-def _sum(x, scale, slopes, weights, h, new_scale):
-    """new_scale (x/scale + h sum_i w_i k_i)."""
-    total = linear(x, new_scale / scale)
-    for w, k in zip(weights, slopes, strict=False):
-        if w:
-            total = total + new_scale * h * w * k
-    return total
-
-
-def _calls(knots: Sequence[Knot], stages: int) -> int:
-    """`stages` calls a step, one for a step that ends at sigma = 0."""
-    return sum(1 if s.sigma == 0.0 else stages for s in knots[1:])
 
 
 @dataclass(frozen=True)
@@ -73,7 +41,7 @@ class Euler(OneStep):
         return len(knots) - 1
 
     def move(self, model: Model, x: Tensor, t: Knot, s: Knot) -> Tensor:
-        return _move(model, x, t, s, TABLEAUX["euler"], self.coordinates)
+        return runge_kutta_step(model, x, t, s, TABLEAUX["euler"], self.coordinates)
 
 
 @dataclass(frozen=True)
@@ -94,10 +62,10 @@ class Heun(OneStep):
         return Facts("Heun; Karras et al. 2022 (EDM), algorithm 1", ode=2, inverse="approximate", evals=2)
 
     def calls(self, knots: Sequence[Knot]) -> int:
-        return _calls(knots, 2)
+        return runge_kutta_calls(knots, 2)
 
     def move(self, model: Model, x: Tensor, t: Knot, s: Knot) -> Tensor:
-        return _move(model, x, t, s, TABLEAUX["heun"], self.coordinates)
+        return runge_kutta_step(model, x, t, s, TABLEAUX["heun"], self.coordinates)
 
 
 @dataclass(frozen=True)
@@ -131,7 +99,7 @@ class RungeKutta(OneStep):
         return Facts(reference, ode=self.order, inverse="approximate", evals=self._tableau.stages)
 
     def calls(self, knots: Sequence[Knot]) -> int:
-        return _calls(knots, self._tableau.stages)
+        return runge_kutta_calls(knots, self._tableau.stages)
 
     def move(self, model: Model, x: Tensor, t: Knot, s: Knot) -> Tensor:
-        return _move(model, x, t, s, self._tableau, self.coordinates)
+        return runge_kutta_step(model, x, t, s, self._tableau, self.coordinates)
