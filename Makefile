@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: study test slow lint format bench clean
+.PHONY: study test slow lint format bench certificates clean
 
 study: $(READY)
 	$(BIN)/sdediff study
@@ -28,6 +28,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/variance_loss.py
+
+certificates: $(READY)
+	$(BIN)/python benchmarks/certificates.py
+	$(BIN)/python benchmarks/exact_frechet.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -59,7 +59,7 @@ TEXTS: dict[str, list[str]] = {
         *_each("LMS(order={})", 1, 2, 3, 4),
         *(f"LMS(order={p}, {START[p]})" for p in (3, 4)),
         *(f"IPNDM(order={p}, variable={v})" for p in (1, 2, 3, 4) for v in (False, True)),
-        *(f"IPNDM(order={p}, variable=True, corrected=True, {START[p]})" for p in (3, 4)),
+        *(f"IPNDM(order={p}, variable=True, corrected=True)" for p in (3, 4)),
         *(f"PNDM(order={p}, warmup={w!r})" for p in (2, 4) for w in ("prk", "plms")),
     ],
     "exponential Adams": [
@@ -79,8 +79,14 @@ TEXTS: dict[str, list[str]] = {
         *(f"SASolver(predictor={p}, corrector={c}, tau={t})" for p, c in ((1, 0), (2, 2), (3, 0), (3, 4)) for t in (0.0, 0.4, 1.0)),
         "SASolver(predictor=3, corrector=4, tau=Between(low=0.2, high=0.8, value=1.0))",
         *_each("SASolver(predictor=2, corrector=2, few_steps=True, tau={})", 0.0, 1.0),
-        *_each("SEEDS(order={})", 1, 2, 3),
-        *_each("ERSDE(order={})", 1, 2, 3),
+        "SASolver(predictor=3, corrector=4, few_steps=True, tau=0.0)",
+        *(f"SEEDS(order={p}, predicts={m!r})" for p in (1, 2, 3) for m in ("eps", "x0")),
+        *(
+            f"ERSDE(order={p}, noise_scale={f!r}, corrected={c})"
+            for p in (1, 2, 3)
+            for f in ("default", "ode", "sde")
+            for c in (False, True)
+        ),
         *(f"{name}(eta={eta})" for name in ("EulerAncestral", "DPM2Ancestral", "DPMSolverPP2SAncestral") for eta in (0.0, 0.5, 1.0)),
         *_each("DPMSolverPPSDE(eta={})", 0.0, 0.5),
         *_each("ReverseDiffusion(probability_flow={})", False, True),
@@ -89,8 +95,7 @@ TEXTS: dict[str, list[str]] = {
         "Restart()",
         "AnnealedLangevin()",
         "Consistency()",
-        "SRA1()",
-        "ShARK()",
+        *(f"{name}(eta={eta})" for name in ("SRA1", "ShARK") for eta in (0.0, 0.5, 1.0)),
     ],
 }
 

@@ -128,13 +128,17 @@ class SDEDPMSolverPP(Multistep):
     kind: str = "midpoint"
     predicts: str = "x0"
     corrected: bool = False
+    start: OneStep | None = None
 
     def __post_init__(self) -> None:
+        check_start(self.start)
         choose("order", self.order, (1, 2, 3))
         choose("kind", self.kind, KINDS)
         choose("predicts", self.predicts, ("x0", "eps"))
         if not (isinstance(self.eta, int | float) and 0 <= self.eta < math.inf):
             raise UserError(f"SDEDPMSolverPP(eta) needs a number of at least 0, not {self.eta!r}.")
+        if self.start is not None and self.eta:
+            raise UserError("start= takes deterministic steps: only with eta = 0.")
 
     @property
     def facts(self) -> Facts:

@@ -33,7 +33,7 @@ class IPNDM(Multistep):
     """iPNDM: y_s = y_t + (u_s - u_t) sum_j w_j eps_j with the weights of equal steps; variable=True adapts them to the steps (iPNDM_v).
 
     One call a step, lower orders at the start. Order 1 for order=1, else 2 on unequal steps. variable=True as published has a misplaced
-    bracket from order 3 on, which leaves order=4 of order 3; with corrected=True it is `LMS`. Zhang & Chen 2023 (DEIS), section 4; Zhou
+    bracket from order 3 on, which leaves order=4 of order 2 on some grids; with corrected=True it is `LMS`. Zhang & Chen 2023 (DEIS), section 4; Zhou
     et al. 2024, diff-sampler, ipndm_sampler and ipndm_v_sampler.
     """
 
@@ -48,7 +48,8 @@ class IPNDM(Multistep):
 
     @property
     def facts(self) -> Facts:
-        order = min(self.order, 2 if not self.variable else self.order if self.corrected else 3)
+        exact = self.variable and (self.corrected or self.order < 4)
+        order = self.order if exact else min(self.order, 2)
         return Facts("Zhang & Chen 2023 (DEIS); diff-sampler, ipndm_sampler, ipndm_v_sampler", ode=order, inverse="approximate")
 
     def reading(self, p: Prediction) -> Linear:
