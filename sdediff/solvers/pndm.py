@@ -33,8 +33,8 @@ class IPNDM(Multistep):
     """iPNDM: y_s = y_t + (u_s - u_t) sum_j w_j eps_j with the weights of equal steps; variable=True adapts them to the steps (iPNDM_v).
 
     One call a step, lower orders at the start. Order 1 for order=1, else 2 on unequal steps. variable=True as published has a misplaced
-    bracket from order 3 on, which leaves order=4 of order 2 on some grids; with corrected=True it is `LMS`. Zhang & Chen 2023 (DEIS), section 4; Zhou
-    et al. 2024, diff-sampler, ipndm_sampler and ipndm_v_sampler.
+    bracket from order 3 on, which leaves order=4 of order 2 on some grids; with corrected=True it is `LMS`. Zhang & Chen 2023 (DEIS),
+    section 4; Zhou et al. 2024, diff-sampler, ipndm_sampler and ipndm_v_sampler.
     """
 
     order: int = 4  # type: ignore[assignment]
