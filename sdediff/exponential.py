@@ -85,8 +85,8 @@ class Multistep(Solver[Past]):
         count = 0
         nodes: list[Knot] = []
         for t, s in pairwise(knots):
-            if self.facts.stochastic and s.lam < t.lam:
-                nodes = []
+            if self.facts.stochastic and s.lam <= t.lam:
+                nodes = [] if s.lam < t.lam else nodes
                 continue
             nodes = [t, *behind(t, s, nodes)]
             count += self.start.calls((t, s)) if self.start and len(nodes) < self.started and s.sigma > 0 else 1
