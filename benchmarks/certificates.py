@@ -60,7 +60,7 @@ from sdediff.solvers import named
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = VPLinear()
-LONG, AMID, PARTING = (0.9, 0.02), (0.3, 0.02), (0.25, 0.1)  # times from and to
+LONG, AMID, PARTING = (0.9, 0.02), (0.3, 0.02), (0.17, 0.12)  # times from and to
 GRIDS = {"LogSNR": LogSNR(), "Quadratic": Quadratic()}
 BEGIN = RungeKutta("rk4", Angle())
 AGREE = 0.04  # of two successive slopes
@@ -92,11 +92,11 @@ FULL = Level(
     {"ode": (20, 640, 2560), "own_start": (40, 640, 2560), "strong": (128, 512, 512), "weak": (50, 400, 1600)},
 )
 QUICK = Level(
-    (("gaussian", "Quadratic"), ("mixture", "LogSNR"), ("sharp", "Quadratic")),
+    (("mixture", "LogSNR"), ("sharp", "Quadratic")),
     (),
     (("parting", "LogSNR"),),
     (("gaussian", "LogSNR"),),
-    {"ode": (20, 160, 2560), "own_start": (40, 160, 640), "strong": (64, 256, 256), "weak": (50, 200, 1600)},
+    {"ode": (20, 160, 2560), "own_start": (40, 160, 640), "strong": (32, 128, 128), "weak": (50, 200, 1600)},
 )
 
 

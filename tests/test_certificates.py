@@ -116,7 +116,7 @@ class _Scrambled:
         return self.noise(a, b, key=hash((a, b)) & 0xFFFF)
 
 
-SMALL = Level(QUICK.ode[1:2], (), QUICK.strong, QUICK.weak, {**QUICK.steps, "ode": (20, 160, 320)})
+SMALL = Level(QUICK.ode[:1], (), QUICK.strong, QUICK.weak, {**QUICK.steps, "ode": (20, 160, 320)})
 
 
 def test_a_wrong_weight_fails():

@@ -31,8 +31,8 @@ from sdediff import (
 
 SCHEDULE = VPLinear()
 MODEL = Mixture([[1.0, 0.0], [-1.0, 0.5]], [0.3, 0.4], schedule=SCHEDULE)
-ENDS = SCHEDULE.knots([0.25, 0.1])  # where the two modes part: the drift bends most there, so that the order shows at few steps
-COUNTS, FINE = (64, 128, 256), 2048
+ENDS = SCHEDULE.knots([0.17, 0.12])  # where the two modes part: the drift bends most there, so that the order shows at few steps
+COUNTS, FINE = (32, 64, 128), 1024
 TWO_STAGES = [SRA1(), ShARK()]
 ALL_SEEDS = [SEEDS(order, predicts) for order in (1, 2, 3) for predicts in ("eps", "x0")]
 
@@ -198,7 +198,7 @@ def test_strong_order_of_seeds(solver, path, fine):
         errors = [rms(solve(solver, MODEL, start(), knots(n), noise=path).x - fine[ShARK()]) for n in COUNTS]
     else:
         own = Path("snr")
-        runs = [solve(solver, MODEL, start(), knots(n), noise=own).x for n in (32, *COUNTS)]
+        runs = [solve(solver, MODEL, start(), knots(n), noise=own).x for n in (16, *COUNTS)]
         errors = [rms(a - b) for a, b in pairwise(runs)]
     assert fitted(errors) == pytest.approx(1, abs=0.15), errors
 
