@@ -28,6 +28,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/variance_loss.py
+	$(BIN)/python benchmarks/strong_order.py
+	$(BIN)/python benchmarks/error_bound.py
+	$(BIN)/python benchmarks/default.py ring8
 
 certificates: $(READY)
 	$(BIN)/python benchmarks/certificates.py

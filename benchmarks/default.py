@@ -1,7 +1,9 @@
 """What decided the default: every rule and every published pair (solver, grid) on oracles and networks, at equal network calls.
 
-    python benchmarks/default.py run OUT.csv [--only ring8,mnist] [--device cuda] [--workers N] [--rules all|few]
-    python benchmarks/default.py table OUT.csv ...
+    python benchmarks/default.py recommended OUT.csv  # the recommended rule on every problem: minutes
+    python benchmarks/default.py run OUT.csv [--only ring8,ring5 wide] [--nfe 5,8] [--rules none|few|all|network]   # all pairs: hours
+    python benchmarks/default.py ring8                # the recommended rule beside published code, with bootstrap intervals
+    python benchmarks/default.py table OUT.csv ...    # docs/results/default*.csv, the picture, and the tables of docs/default.md
 
 A problem is a model, start states at t_max and the converged flow at t_min. For each (solver, grid, calls): RMS error per coordinate over
 the samples, the median and the 90th percentile of the per-sample RMS error, and the number of samples that ended elsewhere (flips).
@@ -20,9 +22,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import default_page
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -62,9 +66,11 @@ from sdediff import (
     knots_for,
     latents,
     load_model,
+    recommend,
     solve,
 )  # fmt: skip
 from sdediff.exponential import Multistep
+from sdediff.names import label
 
 FIELDS = ("problem", "role", "solver", "grid", "lower", "nfe", "calls", "rms", "median", "p90", "flips")
 NFE = (5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50)
@@ -139,6 +145,12 @@ ORACLES: dict[str, Callable[[], Problem]] = {
     "2d cosine": lambda: _oracle(_modes(2, 6, 1.0, 0.05, 0.4, 6, VPCosine())),
     "8d EDM": lambda: _oracle(_modes(8, 6, 0.5, 0.05, 0.2, 7, EDM())),
 }
+HELD_OUT: dict[str, Callable[[], Problem]] = {  # never looked at while the rule was chosen
+    "held-out ring3": lambda: _oracle(Mixture(_circle(3, 1.0), [0.1] * 3, [1.0, 2, 3], schedule=VPLinear())),
+    "held-out 2d 12 modes": lambda: _oracle(_modes(2, 12, 0.8, 0.05, 0.2, 11)),
+    "held-out 2d 5 modes": lambda: _oracle(_modes(2, 5, 1.2, 0.1, 0.5, 12)),
+    "held-out 32d": lambda: _oracle(_modes(32, 8, 0.6, 0.1, 0.3, 13), 128),
+}
 NETWORKS: dict[str, Callable[[str], Problem]] = {"digits network": _digits_network, "mnist network": _mnist_network}
 
 
@@ -182,6 +194,8 @@ READINGS = (("x0", "lam"), ("x0", "angle"), ("x0", "fraction"), ("v", "angle"), 
 def rules(which: str) -> list[tuple[Solver, Grid, bool]]:
     """(solver, grid, lower order at the end) of the candidates; "network" are fewer, for a slow network."""
     grids = [Quadratic(), Power(3), LogSNR(), Karras(), *(AsinhLogSNR(c, w) for c in (-2.0, -1.0, 0.0, 1.0) for w in (1.0, 2.0, 4.0))]
+    if which == "none":
+        return []
     if which == "network":
         readings, grids = READINGS_OF_NETWORK, [g for g in grids if not isinstance(g, AsinhLogSNR) or (g.center, g.width) in CENTRAL]
         return [(ExponentialAdams(o, *pair, corrector=True), g, True) for o in (2, 3) for pair in readings for g in grids]
@@ -201,31 +215,49 @@ def errors(problem: Problem, solver: Solver, grid: Grid, lower: bool, calls: int
         knots = knots_for(problem.model.schedule, solver, grid, calls=calls)
     except UserError:
         return None
-    try:
-        run = solve(solver, problem.model, problem.x, Fixed(knots, lower))
-    except sdediff.ModelError:
-        return {"calls": calls, "rms": math.inf, "median": math.inf, "p90": math.inf, "flips": len(problem.x)}
-    each = (run.x - problem.end).square().flatten(1).mean(1).sqrt().cpu().double()
+    return figures(problem, solver, Fixed(knots, lower))
+
+
+def figures(problem: Problem, solver: Solver, knots: Fixed) -> dict:
+    """The errors of one run, over its samples."""
+    each = per_sample(problem, solver, knots)
     half = 0.5 * float(problem.end.std())
-    return {"calls": run.calls, "rms": float(each.square().mean().sqrt()), "median": float(each.median()),
+    return {"calls": solver.calls(knots), "rms": float(each.square().mean().sqrt()), "median": float(each.median()),
             "p90": float(each.quantile(0.9)), "flips": int((each > half).sum())}  # fmt: skip
 
 
+def per_sample(problem: Problem, solver: Solver, knots: Fixed) -> Tensor:
+    """RMS error of each sample, infinite where the run ended in NaN."""
+    try:
+        x = solve(solver, problem.model, problem.x, knots).x
+    except sdediff.ModelError:
+        return torch.full((len(problem.x),), math.inf, dtype=torch.float64)
+    return (x - problem.end).square().flatten(1).mean(1).sqrt().cpu().double()
+
+
+def problem_named(name: str, device: str = "cpu") -> Problem:
+    return NETWORKS[name](device) if name in NETWORKS else (ORACLES | HELD_OUT)[name]()
+
+
 def sweep(name: str, device: str, which: str, part: int, parts: int, nfe: Sequence[int] = NFE) -> list[dict]:
-    """The rows of every parts-th pair of one problem."""
+    """The rows of every parts-th pair of one problem, and of the recommended rule in the first part."""
     torch.set_num_threads(1)
-    begun = time.time()
-    problem = ORACLES[name]() if name in ORACLES else NETWORKS[name](device)
+    begun, problem = time.time(), problem_named(name, device)
     rows = []
     tasks = [("published", s, g, low) for s in published(which) for g in GRIDS
              for low in ((False, True) if which != "network" and _may_lower(s) else (False,))]  # fmt: skip
-    for role, solver, grid, lower in [*tasks, *(("rule", *r) for r in rules(which))][part::parts]:
+    tasks = [] if which == "recommended" else [*tasks, *(("rule", *r) for r in rules(which))][part::parts]
+    for role, solver, grid, lower in tasks:
         for n in nfe:
             found = errors(problem, solver, grid, lower, n)
             if found:
                 rows.append(
                     {"problem": name, "role": role, "solver": repr(solver), "grid": repr(grid), "lower": int(lower), "nfe": n, **found}
                 )
+    for n in nfe if part == 0 else ():
+        solver, knots = recommend(problem.model.schedule, n)
+        about = {"solver": repr(solver), "grid": "recommended", "lower": int(knots.lower_final), "nfe": n}
+        rows.append({"problem": name, "role": "recommended", **about, **figures(problem, solver, knots)})
     print(f"{name} {part + 1}/{parts}: {len(rows)} rows, {time.time() - begun:.0f} s", file=sys.stderr, flush=True)
     return rows
 
@@ -236,7 +268,7 @@ def _may_lower(solver: Solver) -> bool:
 
 def run(out: str, only: str, device: str, workers: int, which: str, parts: int, nfe: Sequence[int]) -> None:
     """Measure and write a CSV; the rows of a finished part are on disk."""
-    names = [n for n in (*NETWORKS, *ORACLES) if not only or n in only.split(",")]
+    names = [n for n in (*NETWORKS, *ORACLES, *HELD_OUT) if not only or n in only.split(",")]
     tasks = [(n, device, which, part, parts, nfe) for n in names for part in range(parts)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool, open(out, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
@@ -250,18 +282,58 @@ def _sweep(task: tuple) -> list[dict]:
     return sweep(*task)
 
 
+def ring8(draws: int = 2000) -> list[dict]:
+    """The recommended rule at each number of calls: errors, and their ratio to the best that published code reached there.
+
+    The interval is of the median error over that of our best published pair, from paired draws of samples.
+    """
+    problem = _ring8()
+    peers: Any = pd.read_csv(SHARED.parent / "peers" / "ring8_errors.csv").groupby("nfe")[["rms_error", "median_error"]].min()
+    pairs = [(s, g, low) for s in published() for g in GRIDS for low in ((False, True) if _may_lower(s) else (False,))]
+    rng, lines = np.random.default_rng(0), []
+    for n in NFE:
+        solver, knots = recommend(problem.model.schedule, n)
+        ours, found = per_sample(problem, solver, knots).numpy(), figures(problem, solver, knots)
+        best, rival = np.full(len(ours), np.inf), ""
+        for s, g, low in pairs:
+            try:
+                other = per_sample(problem, s, Fixed(knots_for(problem.model.schedule, s, g, calls=n), low)).numpy()
+            except UserError:
+                continue
+            if np.median(other) < np.median(best):
+                best, rival = other, f"{label(s)} {g!r}"
+        draw = rng.integers(0, len(ours), (draws, len(ours)))
+        low, high = np.quantile(np.median(ours[draw], axis=1) / np.median(best[draw], axis=1), [0.025, 0.975])
+        lines.append({"calls": n, "order": solver.order, "RMS": f"{found['rms']:.2e}", "median": f"{found['median']:.2e}",
+                      "p90": f"{found['p90']:.2e}", "flips": found["flips"],
+                      "RMS / best published": found["rms"] / peers.rms_error[n],
+                      "median / best published": found["median"] / peers.median_error[n],
+                      "median / our best published pair": f"{np.median(ours) / np.median(best):.2f} ({low:.2f} to {high:.2f})",
+                      "that pair": f"`{rival}`"})  # fmt: skip
+    ratios = {k: math.exp(np.mean([math.log(line[k]) for line in lines])) for k in lines[0] if k.endswith("best published")}
+    return [*lines, {**dict.fromkeys(lines[0], ""), "calls": "geometric mean", **ratios}]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run"])
-    parser.add_argument("files", nargs="+")
-    parser.add_argument("--only", default="")
+    parser.add_argument("command", choices=["run", "recommended", "ring8", "table"])
+    parser.add_argument("files", nargs="*", help="run: the CSV to write; table: the CSVs to read")
+    parser.add_argument("--only", default="", help="these problems, by name, with commas")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--nfe", default=",".join(map(str, NFE)))
     parser.add_argument("--parts", type=int, default=1, help="split each problem, for many workers")
-    parser.add_argument("--rules", default="few", choices=["few", "all", "network"])
+    parser.add_argument("--rules", default="few", choices=["few", "all", "network", "none"])
     args = parser.parse_args()
-    run(args.files[0], args.only, args.device, args.workers, args.rules, args.parts, [int(n) for n in args.nfe.split(",")])
+    if args.command == "ring8":
+        print(default_page.markdown(ring8()))
+    elif not args.files:
+        parser.error("name the CSV to write, or the CSVs to read")
+    elif args.command == "table":
+        print(default_page.report(args.files, ROOT / "docs" / "results", ROOT / "docs" / "img"))
+    else:
+        which = args.rules if args.command == "run" else "recommended"
+        run(args.files[0], args.only, args.device, args.workers, which, args.parts, [int(n) for n in args.nfe.split(",")])
 
 
 if __name__ == "__main__":

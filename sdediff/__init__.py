@@ -17,7 +17,7 @@ from .phi import ExponentialTableau, res2, res3
 from .picard import ParallelSolution, picard
 from .prediction import Counted, Model, ModelError, Prediction
 from .result import Frame, Solution, Step
-from .sampling import knots_for, latents, sample
+from .sampling import knots_for, latents, recommend, sample
 from .schedule import Knot, Schedule
 from .schedules import EDM, VE, DiscreteVP, FlowMatching, Shifted, SubVP, VPCosine, VPLinear
 from .score import Objective, ScoreNet
@@ -184,6 +184,7 @@ __all__ = [
     "load_model",
     "march",
     "picard",
+    "recommend",
     "res2",
     "res3",
     "sample",

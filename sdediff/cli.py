@@ -40,8 +40,12 @@ err = Console(stderr=True)
 INTERRUPTED = 130
 
 CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use; 'digits' is the one in the package.")]
-SolverOption = Annotated[str, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)".')]
-GridOption = Annotated[str, typer.Option(help='Where the knots are, e.g. "LogSNR()" or "Karras(rho=7)".')]
+SolverOption = Annotated[
+    str | None, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)"; default: recommended.')
+]
+GridOption = Annotated[
+    str | None, typer.Option(help='Where the knots are, e.g. "Karras(rho=7)"; default: recommended, or LogSNR().')
+]
 
 
 def main() -> None:
@@ -226,10 +230,10 @@ def train(
 def sample(
     checkpoint: CheckpointOption = None,
     n: Annotated[int, typer.Option("-n", "--samples", help="How many.")] = 64,
-    solver: SolverOption = "Heun()",
+    solver: SolverOption = None,
     steps: Annotated[int | None, typer.Option(help="Steps; or give --calls.")] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls.")] = None,
-    grid: GridOption = "LogSNR()",
+    grid: GridOption = None,
     seed: Annotated[int, typer.Option(help="Sample i is a function of the seed and i.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples at a time.")] = None,
     file: Annotated[Path, typer.Option("--out", help="A .png sheet of images, or a .safetensors of the states.")] = Path("samples.png"),
@@ -238,14 +242,15 @@ def sample(
     from .study import figures
 
     model = load_model(_checkpoint(checkpoint) or digits_path())
-    method, places = named(solver, DELEGATES), _grid(grid)
+    method, places = None if solver is None else named(solver, DELEGATES), None if grid is None else _grid(grid)
     steps = 20 if steps is None and calls is None else steps
     x = sampling.sample(model, n, steps=steps, calls=calls, solver=method, grid=places, seed=seed, batch=batch)
+    used = method or sampling.recommend(model.schedule, steps or calls or 1)[0]
     if file.suffix == ".png":
         columns = min(n, 16)
-        figures.sheet([("", part) for part in x.split(columns)], file, title=f"{method!r}, seed {seed}", columns=columns)
+        figures.sheet([("", part) for part in x.split(columns)], file, title=f"{used!r}, seed {seed}", columns=columns)
     elif file.suffix == ".safetensors":
-        write(file, {"x": x}, {"solver": repr(method), "grid": repr(places), "seed": seed})
+        write(file, {"x": x}, {"solver": repr(used), "grid": grid, "calls": calls, "steps": steps, "seed": seed})
     else:
         raise UserError(f"--out takes a .png or a .safetensors file, not {str(file)!r}.")
     out.print(f"wrote {file}: {n} samples", soft_wrap=True)

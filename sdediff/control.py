@@ -42,11 +42,11 @@ class Controller(ABC):
 
 
 @dataclass(frozen=True, init=False)
-class Fixed(Controller):
+class Fixed(Controller, Sequence[Knot]):
     """These knots, one after the other; every step is accepted. They may go down (sample), up (encode) or both ways.
 
-    lower_final: the k-th step from the end has at most order k (published codes do so to keep few steps stable); orders: the order of
-    each step instead, e.g. (3, 3, 2, 1). Both use `solver.at_order`.
+    It is a sequence of its knots, and stands wherever knots do. lower_final: the k-th step from the end has at most order k (published
+    codes do so to keep few steps stable); orders: the order of each step instead, e.g. (3, 3, 2, 1). Both use `solver.at_order`.
     """
 
     knots: tuple[Knot, ...]
@@ -64,6 +64,12 @@ class Fixed(Controller):
                 f"orders= gives one order for each of the {len(self.knots) - 1} steps and decides the last ones too: "
                 f"not {len(self.orders)} orders{', and not with lower_final' if lower_final else ''}."
             )
+
+    def __len__(self) -> int:
+        return len(self.knots)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.knots[i]
 
     def start(self, solver: Solver, model: Model, x: Tensor) -> tuple[Knot, Knot, Any]:
         return self.knots[0], self.knots[1], 2

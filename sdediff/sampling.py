@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .combine import combine, linear
-from .grid import Grid, LogSNR
+from .control import Fixed
+from .grid import AsinhLogSNR, Grid, LogSNR
 from .names import UserError, positive
 from .noise import White
 from .prediction import Model
@@ -14,7 +18,7 @@ from .result import Solution
 from .schedule import Knot, Schedule
 from .solve import solve
 from .solver import Delegate, Solver
-from .solvers import Heun
+from .solvers import ExponentialAdams
 
 
 def latents(model: Model, n: int, *, seed: int = 0, shape: tuple[int, ...] | None = None, first: int = 0, dtype=torch.float32) -> Tensor:
@@ -37,8 +41,7 @@ def knots_for(
 
     Raises `UserError` unless exactly one of the two is given, and if not even one step fits.
     """
-    if (steps is None) == (calls is None):
-        raise UserError("give steps= (how many steps) or calls= (how many network calls): one of the two.")
+    _one_of(steps, calls)
     if steps is not None:
         return grid.knots(schedule, positive("steps", steps))
     assert calls is not None
@@ -49,6 +52,26 @@ def knots_for(
         if solver.calls(knots) <= calls:
             return knots
     raise UserError(f"one step of {solver!r} takes {solver.calls(grid.knots(schedule, 1))} calls; {calls} are too few.")
+
+
+def _one_of(steps: int | None, calls: int | None) -> int:
+    if (steps is None) == (calls is None):
+        raise UserError("give steps= (how many steps) or calls= (how many network calls): one of the two.")
+    return positive("steps", steps) if calls is None else positive("calls", calls)
+
+
+def recommend(schedule: Schedule, calls: int) -> tuple[Solver, Fixed]:
+    """(solver, knots) for a model of which nothing is known, at this many network calls: what `sample` takes when no solver is named.
+
+    One rule: Adams on flow in lam with corrector, on knots dense within 2 of lam = 1; the more calls, the higher the order. Few calls end
+    with a step of order 1, many do not. Where t_max has no signal (lam = -inf), the first step goes from there to where it would have
+    gone from lam = -5. The evidence is in docs/default.md, made by `benchmarks/default.py`. Raises `UserError` for less than one call.
+    """
+    order = 1 + sum(positive("calls", calls) >= least for least in (7, 18, 30))
+    first = schedule.knot(schedule.t_max)
+    start = None if first.lam > -math.inf else schedule.knot_at("lam", -5.0).time
+    knots = (first, *AsinhLogSNR(1.0, 2.0).knots(schedule, calls, start=start)[1:])
+    return ExponentialAdams(order, "flow", "lam", corrector=True), Fixed(knots, lower_final=order <= 2)
 
 
 def sample(
@@ -68,20 +91,24 @@ def sample(
 ) -> Tensor:
     """n samples (n, *shape) of the model, from noise at t_max to t_min.
 
-    steps or calls: how many; solver (default `Heun()`), grid (default `LogSNR()`); seed: sample i depends on it and on i alone, whatever
-    `batch` (samples at a time); start = (x, t): begin at these states and this knot instead. Raises `UserError`, `ModelError`.
+    steps or calls: how many; solver: by default what `recommend` says for so many calls; grid: the recommended one, or `LogSNR()` where a
+    solver is named; seed: sample i depends on it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these
+    states and this knot instead. Raises `UserError`, `ModelError`.
     """
-    solver, grid = Heun() if solver is None else solver, LogSNR() if grid is None else grid
     positive("n", n)
     batch = n if batch is None else positive("batch", batch)
     if start is not None and len(start[0]) != n:
         raise UserError(f"start has {len(start[0])} states, but n = {n} samples were asked for.")
-    knots = knots_for(model.schedule, solver, grid, steps=steps, calls=calls)
+    if solver is None:
+        solver, knots = recommend(model.schedule, _one_of(steps, calls))
+        knots = knots if grid is None else Fixed(grid.knots(model.schedule, len(knots) - 1), knots.lower_final)
+    else:
+        knots = Fixed(knots_for(model.schedule, solver, LogSNR() if grid is None else grid, steps=steps, calls=calls))
     if start is not None:
         below = [k for k in knots if k.time < start[1].time]
         if not below:
             raise UserError(f"start is at time {start[1].time:g}, below the whole grid, which ends at {knots[-1].time:g}.")
-        knots = (start[1], *below)
+        knots = Fixed((start[1], *below), knots.lower_final)
     done = []
     for first in range(0, n, batch):
         size = min(batch, n - first)
@@ -91,7 +118,7 @@ def sample(
     return torch.cat(done)
 
 
-def run(solver: Solver | Delegate, model: Model, x: Tensor, knots: tuple[Knot, ...], *, seed: int = 0, first: int = 0) -> Solution:
+def run(solver: Solver | Delegate, model: Model, x: Tensor, knots: Sequence[Knot], *, seed: int = 0, first: int = 0) -> Solution:
     """`solve` with white noise of `seed` for the samples first, first + 1, ... (only if the solver draws any)."""
     noise = White(seed).on(x, index=range(first, first + len(x))) if solver.facts.stochastic else None
     return solve(solver, model, x, knots, noise=noise)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "encode_decode.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "encode_decode.md", ROOT / "docs" / "default.md")
 SCRIPTS = [script for page in PAGES for script in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
