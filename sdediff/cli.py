@@ -40,12 +40,8 @@ err = Console(stderr=True)
 INTERRUPTED = 130
 
 CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use; 'digits' is the one in the package.")]
-SolverOption = Annotated[
-    str | None, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)"; default: recommended.')
-]
-GridOption = Annotated[
-    str | None, typer.Option(help='Where the knots are, e.g. "Karras(rho=7)"; default: recommended, or LogSNR().')
-]
+SolverOption = Annotated[str | None, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)"; default: recommended.')]
+GridOption = Annotated[str | None, typer.Option(help='Where the knots are, e.g. "Karras(rho=7)"; default: recommended, or LogSNR().')]
 
 
 def main() -> None:
