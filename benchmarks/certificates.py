@@ -89,14 +89,14 @@ FULL = Level(
     _pairs(("gaussian", "mixture"), GRIDS),
     _pairs(("gaussian", "mixture", "sharp", "parting"), GRIDS),
     _pairs(("gaussian",), GRIDS),
-    {"ode": (20, 640, 2560), "own_start": (40, 640, 2560), "strong": (128, 512, 512), "weak": (50, 400, 1600)},
+    {"ode": (20, 640, 2560), "own_start": (40, 640, 2560), "strong": (128, 512, 512), "weak": (50, 400, 6400)},
 )
 QUICK = Level(
     (("mixture", "LogSNR"), ("sharp", "Quadratic")),
     (),
     (("parting", "LogSNR"),),
     (("gaussian", "LogSNR"),),
-    {"ode": (20, 160, 2560), "own_start": (40, 160, 640), "strong": (32, 128, 128), "weak": (50, 200, 1600)},
+    {"ode": (20, 160, 2560), "own_start": (40, 160, 640), "strong": (32, 128, 128), "weak": (50, 200, 6400)},
 )
 
 

@@ -204,7 +204,7 @@ def report(found: Sequence[Certificate]) -> str:
         "- **order**: of the global error to the probability flow; of multistep methods that of the formula (the first steps by RK4 where "
         "`start` is open). **own start**: the least order as published, from first steps of lower order, on a run from t = 0.3: a "
         "first-order start caps the order at 2, at 3 with a corrector. From high noise the cap is not seen below thousands of steps.",
-        "- **strong**: on one Brownian path a sample, also on a short span on which two modes part (t from 0.25 to 0.1). "
+        "- **strong**: on one Brownian path a sample, also on a short span on which two modes part (t from 0.17 to 0.12). "
         "**weak**: of exact mean and variance at every knot (Gaussian data, no Monte Carlo).",
         "- **constant**: error times steps^order, on the mixture with `LogSNR` (weak: on the Gaussian). **float32**: RMS difference "
         "between a float32 and a float64 run of 50 steps, with the same noise.",

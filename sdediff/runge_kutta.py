@@ -8,21 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from .combine import combine, linear
 from .coordinates import Coordinates
+from .names import UserError
 from .prediction import Model
 from .schedule import Knot
 from .weights import TABLEAUX, Tableau
 
 
 def runge_kutta_step(model: Model, x: Tensor, t: Knot, s: Knot, tableau: Tableau, coordinates: Coordinates) -> Tensor:
-    """The state at s from x at t; stage states are written in x, so that the first costs nothing."""
+    """The state at s from x at t; stage states are written in x, so that the first costs nothing.
+
+    Raises `UserError` where the coordinates have no clock: sigma/alpha at alpha = 0.
+    """
     if s.sigma == 0.0:
         tableau = TABLEAUX["euler"]
     start, scale = coordinates.clock(t), coordinates.scale(t)
     h = coordinates.clock(s) - start
+    if not np.isfinite(h).all():
+        raise UserError(
+            f"there is no Runge-Kutta step in {coordinates!r} from time {t.time:g} to {s.time:g}: their clock is infinite at one of them. "
+            f"Start or end the grid short of it, or take Angle() or Time() coordinates."
+        )
     slopes = []
     for row, c in zip(tableau.a, tableau.c, strict=True):
         if c == 0.0:

@@ -95,7 +95,13 @@ class Knot:
         """The knot a fraction `r` of the way from this one to `s` on `clock`; exactly this one at r = 0 and `s` at r = 1."""
         if r in (0.0, 1.0):
             return s if r else self
-        return self.schedule.knot_at(clock, (1 - r) * self.clock(clock) + r * s.clock(clock))
+        low, high = self.clock(clock), s.clock(clock)
+        if not np.isfinite(low + high).all():
+            raise UserError(
+                f"there is no stage between the times {self.time:g} and {s.time:g} on {clock}, which is infinite at one of them: "
+                f"start or end the grid short of it, or take a method without stages there."
+            )
+        return self.schedule.knot_at(clock, (1 - r) * low + r * high)
 
 
 CLOCKS = ("time", "lam", "u", "u2", "angle", "snr")

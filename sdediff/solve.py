@@ -44,7 +44,12 @@ def march(
     memory = solver.init(model, x, t) if memory is None else memory
     yield Frame(t, x, memory)
     while s is not None:
-        step = controller.use(solver, plan).step(model, x, t, s, memory, noise)
+        try:
+            step = controller.use(solver, plan).step(model, x, t, s, memory, noise)
+        except ZeroDivisionError:
+            if t.alpha and t.sigma and s.alpha and s.sigma:
+                raise
+            raise UserError(f"{solver!r}: {_undefined(t, s)}") from None
         accept, following, plan, _ = controller.judge(t, s, x, step, plan)
         if accept:
             t, x, memory = s, step.x, step.memory
@@ -133,16 +138,25 @@ class _Watched:
         return _Watched(self.model.rows(index))
 
 
+def _undefined(t: Knot, s: Knot) -> str:
+    ends = f"alpha = {t.alpha:g} and {s.alpha:g}, sigma = {t.sigma:g} and {s.sigma:g}"
+    return (
+        f"it is not defined from time {t.time:g} to {s.time:g} ({ends}): start or end the grid short of it, or take a method "
+        f"in x0 or v, such as DPMSolverPPMultistep() or ExponentialAdams(2, 'flow')."
+    )
+
+
 def _find_nan(solver, model, x, controller, memory, noise) -> None:
     """March again with a watch on, and raise with the step and time at which the run broke."""
-    step = 0
+    done, t = 0, None
     try:
         for frame in march(solver, _Watched(model), x, controller, memory=memory, noise=noise):
-            step += 1
             if not bool(torch.isfinite(frame.x).all()):
-                raise ModelError(f"the state became NaN or infinite at time {frame.t.time:g} under {solver!r}: take smaller steps.")
+                why = "take smaller steps." if t is None or (t.alpha and frame.t.sigma) else _undefined(t, frame.t)
+                raise ModelError(f"the state became NaN or infinite at time {frame.t.time:g} under {solver!r}: {why}")
+            done, t = done + 1, frame.t
     except ModelError as wrong:
-        raise ModelError(f"step {max(step, 1)}: {wrong}") from None
+        raise ModelError(f"step {max(done, 1)}: {wrong}") from None
     raise ModelError(f"{solver!r} ended in NaN or infinity once, but not when run again: the network is not deterministic (dropout on?).")
 
 

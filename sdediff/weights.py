@@ -127,14 +127,15 @@ def exponential_adams(
     instants, s among them for a corrector; tau: noise level; data_std: of the angle and of v. Closed forms for x0 and eps in lam and in u,
     v in the angle and flow in the fraction (tau = 0); the other pairs have no elementary antiderivative and are integrated by composite
     Gauss-Legendre to rounding (`quadrature`).
-    Where lam is infinite, polynomials in lam are not defined: a node there is left out, and a step that ends there (the data itself)
-    uses the newest node only.
+    Where the axis is infinite (lam at both ends, u at alpha = 0), polynomials in it are not defined: a node there is left out, and a step
+    that ends there uses the newest node only.
     """
     if s.lam == t.lam:
         return Update(1.0, (0.0,) * len(nodes))
     used = list(range(len(nodes)))
-    if axis == "lam":
-        used = [0] if math.isinf(s.lam) else [j for j in used if math.isfinite(nodes[j].lam)] or [0]
+    if axis in ("lam", "u"):
+        finite = [j for j in used if math.isfinite(_reading(axis, nodes[j], data_std))]
+        used = finite or [0] if math.isfinite(_reading(axis, s, data_std)) else [0]
     keep, std = _linear_part(predicts, t, s, tau, data_std)
     found = np.zeros(len(nodes))
     found[used] = _integrals(predicts, axis, t, s, [nodes[j] for j in used], tau, data_std)

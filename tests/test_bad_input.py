@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -30,6 +32,7 @@ from sdediff import (
     sample,
     solve,
 )  # fmt: skip
+from sdediff.solvers import SOLVERS
 
 SCHEDULE = VPLinear()
 KNOTS = Uniform().knots(SCHEDULE, 10)
@@ -138,6 +141,22 @@ def test_eps_at_zero_terminal_snr():
         solve(DDIM(), model, x(), Uniform().knots(FlowMatching(), 5))
     oracle = Gaussian([0.5, 0.5, 0.5], 0.3, schedule=FlowMatching())
     assert torch.isfinite(solve(DDIM(), oracle, x(), Uniform().knots(FlowMatching(), 5)).x).all()
+
+
+@pytest.mark.parametrize("solver", [made() for made in SOLVERS], ids=repr)
+def test_grids_that_touch_both_ends(solver):
+    """From alpha = 0 to sigma = 0: a finite result, or one sentence that says what to do."""
+    schedule = FlowMatching()
+    knots = Uniform().knots(schedule, 6, end=0.0)
+    oracle = Gaussian([0.5, 0.5, 0.5], 0.3, schedule=schedule)
+    cure = None
+    try:
+        run = solve(solver, oracle, x(), knots, noise=White(0) if solver.facts.stochastic else None)
+    except UserError as said:
+        cure = re.search("[Ss]tart (or end )?(the grid )?short of it", str(said))
+    else:
+        cure = torch.isfinite(run.x).all()
+    assert cure
 
 
 def test_sampling_arguments():

@@ -82,7 +82,7 @@ class ERSDE(Multistep):
         if s.sigma == 0.0:
             return Update(0.0, (s.alpha,) + (0.0,) * (len(nodes) - 1))
         change = self._change(t, s)
-        integrals = self._integrals(t, s)[: len(nodes) - 1]
+        integrals = self._integrals(t, s)[: len(nodes) - 1] if len(nodes) > 1 else ()
         weights = -math.expm1(t.lam - s.lam + change) * np.eye(len(nodes))[0]
         for a, rule in zip(integrals, self._derivatives([k.u for k in nodes]), strict=False):
             weights += a * rule
