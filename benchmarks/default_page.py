@@ -107,7 +107,7 @@ def report(files: Sequence[str], results: Path, images: Path) -> str:
     rows, pairs = read(files), over_all(read(files))
     ours = rows[rows.role == "recommended"].sort_values(["problem", "nfe"])
     columns = ["problem", "nfe", "solver", "grid", "lower", "flips", *(c for m in MEASURES for c in (m, f"{m}_best", f"{m}_ratio"))]
-    ours[columns].to_csv(results / "default.csv", index=False, float_format="%.4g", lineterminator="\n")
+    ours[columns].to_csv(results / "default.csv", index=False, float_format="%.6g", lineterminator="\n")
     pairs.to_csv(results / "default_pairs.csv", index=False, float_format="%.3g", lineterminator="\n")
     picture(pairs, images / "default.png")
     parts = [markdown(recommended(rows).to_dict("records"))]
