@@ -146,10 +146,10 @@ ORACLES: dict[str, Callable[[], Problem]] = {
     "8d EDM": lambda: _oracle(_modes(8, 6, 0.5, 0.05, 0.2, 7, EDM())),
 }
 HELD_OUT: dict[str, Callable[[], Problem]] = {  # never looked at while the rule was chosen
-    "held-out ring3": lambda: _oracle(Mixture(_circle(3, 1.0), [0.1] * 3, [1.0, 2, 3], schedule=VPLinear())),
-    "held-out 2d 12 modes": lambda: _oracle(_modes(2, 12, 0.8, 0.05, 0.2, 11)),
-    "held-out 2d 5 modes": lambda: _oracle(_modes(2, 5, 1.2, 0.1, 0.5, 12)),
-    "held-out 32d": lambda: _oracle(_modes(32, 8, 0.6, 0.1, 0.3, 13), 128),
+    "held-out ring4": lambda: _oracle(Mixture(_circle(4, 1.2), [0.08] * 4, [1.0, 2, 3, 4], schedule=VPLinear())),
+    "held-out 2d 10 modes": lambda: _oracle(_modes(2, 10, 0.9, 0.05, 0.2, 21)),
+    "held-out 2d 7 modes": lambda: _oracle(_modes(2, 7, 1.2, 0.1, 0.5, 22)),
+    "held-out 24d": lambda: _oracle(_modes(24, 8, 0.6, 0.1, 0.3, 23), 128),
 }
 NETWORKS: dict[str, Callable[[str], Problem]] = {"digits network": _digits_network, "mnist network": _mnist_network}
 

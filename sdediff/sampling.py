@@ -63,14 +63,14 @@ def _one_of(steps: int | None, calls: int | None) -> int:
 def recommend(schedule: Schedule, calls: int) -> tuple[Solver, Fixed]:
     """(solver, knots) for a model of which nothing is known, at this many network calls: what `sample` takes when no solver is named.
 
-    One rule: Adams on flow in lam with corrector, on knots dense within 2 of lam = 1; the more calls, the higher the order. Few calls end
+    One rule: Adams on flow in lam with corrector, on knots dense around lam = 0.75; the more calls, the higher the order. Few calls end
     with a step of order 1, many do not. Where t_max has no signal (lam = -inf), the first step goes from there to where it would have
     gone from lam = -5. The evidence is in docs/default.md, made by `benchmarks/default.py`. Raises `UserError` for less than one call.
     """
-    order = 1 + sum(positive("calls", calls) >= least for least in (7, 18, 30))
+    order = 1 + sum(positive("calls", calls) >= least for least in (7, 18, 36))
     first = schedule.knot(schedule.t_max)
     start = None if first.lam > -math.inf else schedule.knot_at("lam", -5.0).time
-    knots = (first, *AsinhLogSNR(1.0, 2.0).knots(schedule, calls, start=start)[1:])
+    knots = (first, *AsinhLogSNR(0.75, 1.75).knots(schedule, calls, start=start)[1:])
     return ExponentialAdams(order, "flow", "lam", corrector=True), Fixed(knots, lower_final=order <= 2)
 
 
