@@ -85,7 +85,7 @@ class Multistep(Solver[Past]):
         count = 0
         nodes: list[Knot] = []
         for t, s in pairwise(knots):
-            if self.facts.stochastic and s.lam <= t.lam:
+            if s.lam <= t.lam and self.facts.stochastic:
                 nodes = [] if s.lam < t.lam else nodes
                 continue
             nodes = [t, *behind(t, s, nodes)]
@@ -93,7 +93,7 @@ class Multistep(Solver[Past]):
         return count
 
     def step(self, model: Model, x: Tensor, t: Knot, s: Knot, memory: Past, noise: Noise | None = None) -> Step:
-        if self.facts.stochastic and s.lam <= t.lam:
+        if s.lam <= t.lam and self.facts.stochastic:
             return Step(self._forward(x, t, s, noise) if s.lam < t.lam else x, Past() if s.lam < t.lam else memory)
         if self.start is not None and 1 + len(behind(t, s, memory.knots)) < self.started and s.sigma > 0:
             return self._begin(model, x, t, s, memory)
