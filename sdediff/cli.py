@@ -22,7 +22,7 @@ from .data import DataError, digits, idx_images
 from .external import DELEGATES
 from .grid import GRIDS, Grid
 from .metrics import MetricError
-from .names import UserError, choose, from_repr
+from .names import UserError, choose, from_repr, label
 from .pretrained.scores import DIGITS, digits_model, digits_path
 from .solver import Delegate, Solver
 from .solvers import SOLVERS, named
@@ -244,12 +244,12 @@ def sample(
     used = method or sampling.recommend(model.schedule, steps or calls or 1)[0]
     if file.suffix == ".png":
         columns = min(n, 16)
-        figures.sheet([("", part) for part in x.split(columns)], file, title=f"{used!r}, seed {seed}", columns=columns)
+        figures.sheet([("", part) for part in x.split(columns)], file, title=f"{label(used)}, seed {seed}", columns=columns)
     elif file.suffix == ".safetensors":
         write(file, {"x": x}, {"solver": repr(used), "grid": grid, "calls": calls, "steps": steps, "seed": seed})
     else:
         raise UserError(f"--out takes a .png or a .safetensors file, not {str(file)!r}.")
-    out.print(f"wrote {file}: {n} samples", soft_wrap=True)
+    out.print(f"wrote {file}: {n} samples by {label(used)}", soft_wrap=True)
 
 
 @app.command()
