@@ -117,6 +117,21 @@ CASES = {
 }
 
 
+ADAPTIVE = {
+    "dpmsolver_adaptive_3__adaptive__default": DPMSolver(3),
+    "dpmsolverpp_adaptive_2__adaptive__default": DPMSolverPP(2),
+    "kd_dpm_adaptive_o3__adaptive__default": DPMSolver(3),
+}
+
+
+@pytest.mark.parametrize(("name", "solver"), ADAPTIVE.items(), ids=ADAPTIVE)
+def test_an_adaptive_run_is_the_same_steps_on_the_knots_it_accepted(name, solver):
+    """Who chooses the knots is a controller's matter; the steps between them are these."""
+    case, model, x = load(f"ring2__{name}")
+    run = solve(solver, model, x, model.schedule.knots(case["times"]))
+    assert np.abs(run.x.numpy() - case["x_end"]).max() < 1e-9
+
+
 @pytest.mark.parametrize(("name", "solver"), CASES.items(), ids=CASES)
 def test_the_official_implementation_takes_the_same_steps(name, solver):
     case, model, x = load(f"ring2__{name}")
