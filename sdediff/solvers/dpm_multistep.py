@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..combine import Linear
 from ..exponential import Multistep, check_start, finite
@@ -53,7 +54,35 @@ def _update(predicts: str, t: Knot, s: Knot, nodes: Sequence[Knot], kind: str, c
 
 
 @dataclass(frozen=True)
-class DPMSolverMultistep(Multistep):
+class _Deterministic(Multistep):
+    """What both forms share; they differ in the reading and in the source."""
+
+    order: int = 2  # type: ignore[assignment]
+    kind: str = "midpoint"
+    corrected: bool = False
+    start: OneStep | None = None
+
+    predicts: ClassVar[str]
+    source: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        choose("order", self.order, (1, 2, 3))
+        choose("kind", self.kind, KINDS)
+        check_start(self.start)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self.source, ode=self.order if self.corrected else min(self.order, 2), inverse="approximate")
+
+    def reading(self, p: Prediction) -> Linear:
+        return p.x0 if self.predicts == "x0" else p.eps
+
+    def update(self, t: Knot, s: Knot, nodes: Sequence[Knot], corrector: bool) -> Update:
+        return _update(self.predicts, t, s, nodes, self.kind, self.corrected)
+
+
+@dataclass(frozen=True)
+class DPMSolverMultistep(_Deterministic):
     """DPM-Solver as a multistep method in eps: x_s = (alpha_s/alpha_t) x_t - sigma_s h (mu_0 e0 + mu_1 D1 + mu_2/2 D2).
 
     kind "midpoint" puts mu_0/2 for mu_1 at order 2 (the published default), "heun" (their "taylor") keeps it. One call a step. Order 2;
@@ -61,30 +90,12 @@ class DPMSolverMultistep(Multistep):
     official code's multistep update.
     """
 
-    order: int = 2  # type: ignore[assignment]
-    kind: str = "midpoint"
-    corrected: bool = False
-    start: OneStep | None = None
-
-    def __post_init__(self) -> None:
-        choose("order", self.order, (1, 2, 3))
-        choose("kind", self.kind, KINDS)
-        check_start(self.start)
-
-    @property
-    def facts(self) -> Facts:
-        order = self.order if self.corrected else min(self.order, 2)
-        return Facts("Lu et al. 2022 (DPM-Solver), multistep form of the official code", ode=order, inverse="approximate")
-
-    def reading(self, p: Prediction) -> Linear:
-        return p.eps
-
-    def update(self, t: Knot, s: Knot, nodes: Sequence[Knot], corrector: bool) -> Update:
-        return _update("eps", t, s, nodes, self.kind, self.corrected)
+    predicts = "eps"
+    source = "Lu et al. 2022 (DPM-Solver), multistep form of the official code"
 
 
 @dataclass(frozen=True)
-class DPMSolverPPMultistep(Multistep):
+class DPMSolverPPMultistep(_Deterministic):
     """DPM-Solver++(2M), (3M): x_s = (sigma_s/sigma_t) x_t + alpha_s h (mu_0 m0 + mu_1 D1 + mu_2/2 D2) with m = x0.
 
     kind "midpoint" puts mu_0/2 for mu_1 at order 2 (the published default), "heun" keeps it. One call a step. Order 2; order=3 as
@@ -92,26 +103,8 @@ class DPMSolverPPMultistep(Multistep):
     Lu et al. 2022 (DPM-Solver++), algorithm 2 and the official code's third order.
     """
 
-    order: int = 2  # type: ignore[assignment]
-    kind: str = "midpoint"
-    corrected: bool = False
-    start: OneStep | None = None
-
-    def __post_init__(self) -> None:
-        choose("order", self.order, (1, 2, 3))
-        choose("kind", self.kind, KINDS)
-        check_start(self.start)
-
-    @property
-    def facts(self) -> Facts:
-        order = self.order if self.corrected else min(self.order, 2)
-        return Facts("Lu et al. 2022 (DPM-Solver++), algorithm 2", ode=order, inverse="approximate")
-
-    def reading(self, p: Prediction) -> Linear:
-        return p.x0
-
-    def update(self, t: Knot, s: Knot, nodes: Sequence[Knot], corrector: bool) -> Update:
-        return _update("x0", t, s, nodes, self.kind, self.corrected)
+    predicts = "x0"
+    source = "Lu et al. 2022 (DPM-Solver++), algorithm 2"
 
 
 @dataclass(frozen=True)
