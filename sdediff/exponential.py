@@ -94,7 +94,7 @@ class Multistep(Solver[Past]):
 
     def step(self, model: Model, x: Tensor, t: Knot, s: Knot, memory: Past, noise: Noise | None = None) -> Step:
         if s.lam <= t.lam and self.facts.stochastic:
-            return Step(self._forward(x, t, s, noise) if s.lam < t.lam else x, Past() if s.lam < t.lam else memory)
+            return Step(self.upward(x, t, s, noise) if s.lam < t.lam else x, Past() if s.lam < t.lam else memory)
         if self.start is not None and 1 + len(behind(t, s, memory.knots)) < self.started and s.sigma > 0:
             return self._begin(model, x, t, s, memory)
         value = kept(self.reading(model(x, t)))
@@ -125,17 +125,6 @@ class Multistep(Solver[Past]):
         assert watched.answer is not None
         past = behind(t, s, memory.knots)
         return Step(after, Past((t, *past), (kept(self.reading(watched.answer)), *memory.values[: len(past)])))
-
-    def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Linear:
-        """A standard normal draw for the step from t to s: the increment on the solver's clock over the root of its variance."""
-        if noise is None:
-            raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
-        a, b = t.clock(self.facts.clock), s.clock(self.facts.clock)
-        return linear(noise(a, b), abs(b - a) ** -0.5)
-
-    def _forward(self, x: Tensor, t: Knot, s: Knot, noise: Noise | None) -> Tensor:
-        scale, std = t.schedule.transition(t, s)
-        return combine(scale * linear(x) + std * self.drawn(noise, t, s))
 
     @property
     def inverse(self) -> Solver:

@@ -13,10 +13,20 @@ from torch import Tensor
 
 from .combine import combine, linear
 from .coordinates import Coordinates
-from .names import UserError
+from .names import UserError, choose
 from .prediction import Model
 from .schedule import Knot
 from .weights import TABLEAUX, Tableau
+
+
+def tableau_named(tableau: str | Tableau) -> Tableau:
+    """The tableau of this name, or the given one. Raises `UserError` for anything else."""
+    if isinstance(tableau, Tableau):
+        return tableau
+    if not isinstance(tableau, str):
+        raise UserError(f"tableau must be a name or a Tableau, not {tableau!r}; names: {', '.join(TABLEAUX)}.")
+    choose("tableau", tableau, TABLEAUX)
+    return TABLEAUX[tableau]
 
 
 def runge_kutta_step(model: Model, x: Tensor, t: Knot, s: Knot, tableau: Tableau, coordinates: Coordinates) -> Tensor:

@@ -73,6 +73,18 @@ class Solver(ABC, Generic[M]):
         """Whether its steps come with an error estimate."""
         return False
 
+    def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Linear:
+        """A standard normal draw for the step from t to s: the increment on the solver's clock over the root of its variance."""
+        if noise is None:
+            raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
+        a, b = t.clock(self.facts.clock), s.clock(self.facts.clock)
+        return linear(noise(a, b), abs(b - a) ** -0.5)
+
+    def upward(self, x: Tensor, t: Knot, s: Knot, noise: Noise | None) -> Tensor:
+        """The state at the noisier s by the forward SDE, exact in law for any step size: `(alpha_s/alpha_t) x + std z`."""
+        scale, std = t.schedule.transition(t, s)
+        return combine(scale * linear(x) + std * self.drawn(noise, t, s))
+
     def at_order(self, order: int) -> Solver:
         """The same method at another order, with the same memory: for steps of lower order (`Fixed(knots, lower_final=True)`).
 
@@ -117,17 +129,9 @@ class Ancestral(Solver[None]):
     def calls(self, knots: Sequence[Knot]) -> int:
         return sum(t.lam < s.lam for t, s in pairwise(knots))
 
-    def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Linear:
-        """A standard normal draw for the step from t to s: the increment on the solver's clock over the root of its variance."""
-        if noise is None:
-            raise UserError(f"{self!r} draws noise: give it some, e.g. noise=White(seed=0).")
-        a, b = t.clock(self.facts.clock), s.clock(self.facts.clock)
-        return linear(noise(a, b), abs(b - a) ** -0.5)
-
     def forward(self, x: Tensor, t: Knot, s: Knot, noise: Noise | None) -> Step:
         """The forward SDE from t to the noisier s, exact in law for any step size."""
-        scale, std = t.schedule.transition(t, s)
-        return Step(combine(scale * linear(x) + std * self.drawn(noise, t, s)))
+        return Step(self.upward(x, t, s, noise))
 
 
 @runtime_checkable

@@ -159,6 +159,11 @@ def test_grids_that_touch_both_ends(solver):
     assert cure
 
 
+def test_a_division_by_zero_of_the_model_s_own_is_not_explained_away():
+    with pytest.raises(ZeroDivisionError):
+        solve(DDIM(), network(lambda x, t: x / (1 // 0)), x(), KNOTS)
+
+
 def test_sampling_arguments():
     model = network(lambda x, t: x)
     for arguments, said in (

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..coordinates import Sigma
-from ..names import UserError, choose
 from ..prediction import Model
-from ..runge_kutta import runge_kutta_calls, runge_kutta_step
+from ..runge_kutta import runge_kutta_calls, runge_kutta_step, tableau_named
 from ..schedule import Knot
 from ..solver import Facts, OneStep
-from ..weights import TABLEAUX, Tableau
+from ..weights import Tableau
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,11 @@ class DEISRungeKutta(OneStep):
     tableau: str | Tableau = "rk3"
 
     def __post_init__(self) -> None:
-        if isinstance(self.tableau, str):
-            choose("tableau", self.tableau, TABLEAUX)
-        elif not isinstance(self.tableau, Tableau):
-            raise UserError(f"tableau must be a name or a Tableau, not {self.tableau!r}; names: {', '.join(TABLEAUX)}.")
+        tableau_named(self.tableau)
 
     @property
     def _tableau(self) -> Tableau:
-        return TABLEAUX[self.tableau] if isinstance(self.tableau, str) else self.tableau
+        return tableau_named(self.tableau)
 
     @property
     def order(self) -> int:

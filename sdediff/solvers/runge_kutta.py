@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..coordinates import Coordinates, Sigma, checked
-from ..names import UserError, choose
 from ..prediction import Model
-from ..runge_kutta import runge_kutta_calls, runge_kutta_step
+from ..runge_kutta import runge_kutta_calls, runge_kutta_step, tableau_named
 from ..schedule import Knot
 from ..solver import Facts, OneStep
 from ..weights import TABLEAUX, Tableau
@@ -80,14 +79,11 @@ class RungeKutta(OneStep):
 
     def __post_init__(self) -> None:
         checked(self.coordinates)
-        if isinstance(self.tableau, str):
-            choose("tableau", self.tableau, TABLEAUX)
-        elif not isinstance(self.tableau, Tableau):
-            raise UserError(f"tableau must be a name or a Tableau, not {self.tableau!r}; names: {', '.join(TABLEAUX)}.")
+        tableau_named(self.tableau)
 
     @property
     def _tableau(self) -> Tableau:
-        return TABLEAUX[self.tableau] if isinstance(self.tableau, str) else self.tableau
+        return tableau_named(self.tableau)
 
     @property
     def order(self) -> int:
