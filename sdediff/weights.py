@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -21,17 +21,22 @@ from .schedule import Knot
 class Tableau:
     """An explicit Runge-Kutta method: strictly lower triangular `a` (rows of growing length), weights `b`, nodes `c`, its order.
 
-    `UserError` unless it is explicit and consistent (rows of a sum to c, b sums to 1).
+    lower: weights of a solution of one order less through the same stages, which makes it an embedded pair: the difference of the two
+    estimates the error of the lower one, of the power `order` of the step size.
+    `UserError` unless it is explicit and consistent (rows of a sum to c, b and lower sum to 1).
     """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     order: int
+    lower: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         explicit = len(self.a) == len(self.b) and all(len(row) == i for i, row in enumerate(self.a))
         if not explicit or abs(sum(self.b) - 1) > 1e-12:
             raise UserError("an explicit tableau has rows a[i] of length i, as many as weights b, and weights that sum to 1.")
+        if self.lower is not None and (len(self.lower) != len(self.b) or abs(sum(self.lower) - 1) > 1e-12):
+            raise UserError("the lower weights of an embedded pair are as many as the weights b, and sum to 1, too.")
 
     @property
     def c(self) -> tuple[float, ...]:
@@ -42,6 +47,18 @@ class Tableau:
     def stages(self) -> int:
         """Evaluations a step."""
         return len(self.b)
+
+    @property
+    def last_is_first(self) -> bool:
+        """Whether the last stage is the slope at the new state (FSAL), with which the next step begins."""
+        return self.a[-1] == self.b[:-1] and self.b[-1] == 0.0
+
+    def with_last_first(self) -> Tableau:
+        """The same method with one more stage, the slope at the new state, unless it has that already."""
+        if self.last_is_first:
+            return self
+        lower = None if self.lower is None else (*self.lower, 0.0)
+        return Tableau((*self.a, self.b), (*self.b, 0.0), self.order, lower)
 
 
 TABLEAUX = {
@@ -54,6 +71,79 @@ TABLEAUX = {
     "rk4": Tableau(a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4),
     "rk4_38": Tableau(a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8), order=4),
 }
+
+_BOSH3 = (2 / 9, 1 / 3, 4 / 9)
+_DOPRI5 = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
+_TSIT5 = (
+    0.09646076681806522951816731316512876333712,
+    0.01,
+    0.4798896504144995747752495322905965199130,
+    1.379008574103741893192274821856872770756,
+    -3.290069515436080679901047585711363850116,
+    2.324710524099773982415355918398765796109,
+)
+_TSIT5_DIFFERENCE = (
+    -0.00178001105222577714,
+    -0.0008164344596567469,
+    0.007880878010261995,
+    -0.1447110071732629,
+    0.5823571654525552,
+    -0.45808210592918697,
+    1 / 66,
+)
+PAIRS = {
+    "heun_euler": Tableau(a=((), (1.0,)), b=(1 / 2, 1 / 2), order=2, lower=(1.0, 0.0)),
+    "bosh3": Tableau(
+        a=((), (1 / 2,), (0.0, 3 / 4), _BOSH3),
+        b=(*_BOSH3, 0.0),
+        order=3,
+        lower=(7 / 24, 1 / 4, 1 / 3, 1 / 8),
+    ),
+    "dopri5": Tableau(
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            _DOPRI5,
+        ),
+        b=(*_DOPRI5, 0.0),
+        order=5,
+        lower=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+    ),
+    "tsit5": Tableau(
+        a=(
+            (),
+            (0.161,),
+            (-0.008480655492356988544426874250230774675121, 0.3354806554923569885444268742502307746751),
+            (
+                2.897153057105493432130432594192938764925,
+                -6.359448489975074843148159912383825625953,
+                4.362295432869581411017727318190886861028,
+            ),
+            (
+                5.325864828439256604428877920840511317836,
+                -11.74888356406282787774717033978577296189,
+                7.495539342889836208304604784564358155659,
+                -0.0924950663617552492565020793320719161135,
+            ),
+            (
+                5.861455442946420028659251486982647890394,
+                -12.92096931784710929170611868178335939542,
+                8.159367898576158643180400794539253485182,
+                -0.07158497328140099722453054252582973869127,
+                -0.02826905039406838290900305721271224146718,
+            ),
+            _TSIT5,
+        ),
+        b=(*_TSIT5, 0.0),
+        order=5,
+        lower=tuple(b + d for b, d in zip((*_TSIT5, 0.0), _TSIT5_DIFFERENCE, strict=True)),
+    ),
+}
+"""Embedded pairs: Heun with Euler 2(1); Bogacki & Shampine 1989, 3(2); Dormand & Prince 1980, 5(4); Tsitouras 2011, 5(4)."""
 
 
 # --- exponential Adams weights ------------------------------------------------------------------------------------
@@ -247,3 +337,62 @@ def quadrature(predicts: str, axis: str, t: Knot, s: Knot, nodes: Sequence[Knot]
     r = (at - a) / (b - a)
     basis = lagrange([(_reading(axis, k, d) - a) / (b - a) for k in nodes])
     return basis @ (np.vander(r, len(nodes), increasing=True).T @ (w * kernel))
+
+
+# --- the same step for one instant a sample -------------------------------------------------------------------------
+
+
+_POINTS = {n: np.polynomial.legendre.leggauss(n) for n in (5, 24)}
+_NATURAL = {"v": "angle", "flow": "fraction"}
+
+
+def axis_reading(axis: str, t: Knot, data_std: float = 1.0) -> Any:
+    """The axis at an instant, a number or an array."""
+    if isinstance(t.time, float):
+        return _reading(axis, t, data_std)
+    return {
+        "lam": lambda: t.lam,
+        "u": lambda: t.u,
+        "t": lambda: t.time,
+        "angle": lambda: np.arctan2(t.sigma, t.alpha * data_std),
+        "fraction": lambda: t.sigma / (t.alpha + t.sigma),
+    }[axis]()
+
+
+def adams_measure(predicts: str, axis: str, t: Knot, s: Knot, data_std: float, degree: int) -> tuple[Any, list[tuple[Any, Any]]]:
+    """(A, [(r_q, w_q), ...]) of `x_s = A x_t + INT m dmu = A x_t + sum_q w_q m(r_q)`, r = 0 at t and 1 at s on the axis; numbers or arrays.
+
+    Exact for polynomials up to degree + 1 in the natural axis of v and flow, else Gauss-Legendre with 24 points, good to rounding for
+    steps up to about 10 in lam. `UserError` where the axis is infinite.
+    """
+    a, b = (axis_reading(axis, k, data_std) for k in (t, s))
+    if not np.isfinite(a + b).all():
+        raise UserError(f"a polynomial in {axis} is not defined from time {t.time} to {s.time}: take v in the angle, or end short of it.")
+    natural = _NATURAL.get(predicts)
+    x, w = _POINTS[5 if natural == axis and degree <= 8 else 24]
+    low, high = (axis_reading(natural or "lam", k, data_std) for k in (t, s))
+    at = [low + (high - low) * (0.5 * p + 0.5) for p in x]
+    if predicts == "v":
+        keep, factor = _norm(s, data_std) / _norm(t, data_std), [_norm(s, data_std)] * len(x)
+    elif predicts == "flow":
+        keep, factor = (s.alpha + s.sigma) / (t.alpha + t.sigma), [s.alpha + s.sigma] * len(x)
+    elif predicts == "x0":
+        keep, factor = np.exp(s.log_sigma - t.log_sigma), [s.alpha * np.exp(l - high) for l in at]
+    else:
+        keep, factor = np.exp(s.log_alpha - t.log_alpha), [-s.alpha * np.exp(-l) for l in at]
+    weights = [0.5 * v * (high - low) * f for v, f in zip(w, factor, strict=True)]
+    if natural == axis:
+        return keep, [(0.5 * p + 0.5, v) for p, v in zip(x, weights, strict=True)]
+    lam = {"v": lambda c: -np.log(data_std * np.tan(c)), "flow": lambda c: np.log((1 - c) / c)}.get(predicts, lambda l: l)
+    on = {
+        "lam": lambda l: l,
+        "u": lambda l: np.exp(-l),
+        "t": lambda l: t.schedule.time_at(l),
+        "angle": lambda l: np.arctan(np.exp(-l) / data_std),
+        "fraction": lambda l: special.expit(-l),
+    }[axis]
+    return keep, [((on(lam(c)) - a) / (b - a), v) for c, v in zip(at, weights, strict=True)]
+
+
+def _norm(t: Knot, data_std: float) -> Any:
+    return np.sqrt((t.alpha * data_std) ** 2 + t.sigma**2)

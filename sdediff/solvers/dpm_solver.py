@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from torch import Tensor
 
 from ..combine import Linear, combine
 from ..names import UserError, choose, positive
+from ..noise import Noise
 from ..phi import phi
 from ..prediction import Model, Prediction
+from ..result import Step
 from ..schedule import Knot
 from ..solver import Facts, OneStep
 
@@ -82,29 +85,55 @@ class _SingleStep(OneStep):
     def calls(self, knots: Sequence[Knot]) -> int:
         return sum(self._stages(t, s) for t, s in pairwise(knots))
 
+    @property
+    def estimates(self) -> bool:
+        return self.order > 1
+
+    @property
+    def embedded(self) -> bool:
+        return self.order > 1
+
     def move(self, model: Model, x: Tensor, t: Knot, s: Knot) -> Tensor:
+        return self._solutions(model, x, t, s)[0]
+
+    def step(self, model: Model, x: Tensor, t: Knot, s: Knot, memory: None = None, noise: Noise | None = None) -> Step:
+        """With the difference from the order below through the same stages (DPM-Solver-12 and 23); none where the step is DDIM's."""
+        new, error = self._solutions(model, x, t, s)
+        return Step(new, None, error, self.order)
+
+    def _solutions(self, model: Model, x: Tensor, t: Knot, s: Knot) -> tuple[Tensor, Linear | None]:
+        """(x_s, x_s minus the solution of one order less)."""
         p = model(x, t)
         if self._stages(t, s) == 1:
-            return combine(p.mixed(s.alpha, s.sigma))
+            return combine(p.mixed(s.alpha, s.sigma)), None
         h = s.lam - t.lam
         z, (first, r1), m0 = self._sign * h, self._inner(t, s, 1), self._reading(p)
         d1 = self._reading(model(combine(p.mixed(first.alpha, first.sigma)), first)) - m0
         base, c = p.mixed(s.alpha, s.sigma), self._scale(s) * h
+        weight = phi(2, z) if self.kind == "taylor" else 0.5 * phi(1, z)
+        one = c * weight / r1 * d1
         if self.order == 2:
-            weight = phi(2, z) if self.kind == "taylor" else 0.5 * phi(1, z)
-            return combine(base + c * weight / r1 * d1)
+            return combine(base + one), one
         second, r2 = self._inner(t, s, 2)
         weight = self._scale(second) * r2 * h * phi(2, r2 * z) * r2 / r1
         d2 = self._reading(model(combine(p.mixed(second.alpha, second.sigma) + weight * d1), second)) - m0
         if self.kind == "dpmsolver":
-            return combine(base + c * phi(2, z) / r2 * d2)
+            two = c * phi(2, z) / r2 * d2
+            return combine(base + two), two - one
         slope1, slope2 = d1 / r1, d2 / r2  # chords; their line gives h m' and h^2 m'' at t
         straight, bent = (r2 * slope1 - r1 * slope2) / (r2 - r1), (slope2 - slope1) * 2 / (r2 - r1)
-        return combine(base + c * phi(2, z) * straight + c * phi(3, z) * bent)
+        straight, bent = c * phi(2, z) * straight, c * phi(3, z) * bent
+        return combine(base + straight + bent), straight + bent - one
 
     def _stages(self, t: Knot, s: Knot) -> int:
         """Calls of this step: one where there is no inner point in lam (an end at sigma = 0 or alpha = 0) or nothing to do."""
-        return self.order if math.isfinite(t.lam) and math.isfinite(s.lam) and t.lam != s.lam else 1
+        if isinstance(t.lam, float):
+            return self.order if math.isfinite(t.lam) and math.isfinite(s.lam) and t.lam != s.lam else 1
+        if not (np.isfinite(t.lam) & np.isfinite(s.lam)).all():
+            raise UserError(
+                f"{self!r} has no error estimate at sigma = 0 or alpha = 0: end the run short of it, or take EmbeddedExponential()."
+            )
+        return self.order
 
     def _fraction(self, i: int) -> float:
         """r_i: as given, or i/order."""
@@ -119,7 +148,8 @@ class _SingleStep(OneStep):
         if self.inner == "time":
             at = t.toward(s, r, "time")
         else:
-            at = t.at(time=((1 - r) * math.sqrt(t.time) + r * math.sqrt(s.time)) ** 2)
+            root = math.sqrt if isinstance(t.time, float) else np.sqrt
+            at = t.at(time=((1 - r) * root(t.time) + r * root(s.time)) ** 2)
         return at, (at.lam - t.lam) / (s.lam - t.lam)
 
 
