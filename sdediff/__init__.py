@@ -3,11 +3,13 @@
 A solver is a frozen value, a model is a function, a time grid is a tuple of exact numbers, and one loop runs them all.
 """
 
+from .adaptive import PID
 from .checkpoint import load_model, save_model
 from .combine import Linear, combine, linear
 from .control import Controller, Fixed
 from .coordinates import Angle, Coordinates, Sigma, Time
-from .external import SciPy, TorchDiffEq, TorchSDE
+from .coupled import DPMSolverAdaptive, KDiffusionPID
+from .external import SciPy, TorchDiffEq, TorchODE, TorchSDE
 from .grid import AngleUniform, AsinhLogSNR, DDPMSubsequence, Grid, Karras, LogSNR, Power, Quadratic, Times, Uniform
 from .inversion import Latent, decode, encode, interpolate
 from .names import UserError
@@ -16,7 +18,10 @@ from .oracle import Empirical, Gaussian, Mixture
 from .phi import ExponentialTableau, res2, res3
 from .picard import ParallelSolution, picard
 from .prediction import Counted, Model, ModelError, Prediction
+from .published import GottaGoFastControl
+from .recorded import Recorded
 from .result import Frame, Solution, Step
+from .roughness import Roughness, smooth_time, time_roughness
 from .sampling import knots_for, latents, recommend, sample
 from .schedule import Knot, Schedule
 from .schedules import EDM, VE, DiscreteVP, FlowMatching, Shifted, SubVP, VPCosine, VPLinear
@@ -34,6 +39,7 @@ from .solvers import (
     PNDM,
     SEEDS,
     SRA1,
+    AdaptiveAdams,
     AnalyticDPM,
     AnnealedLangevin,
     Between,
@@ -47,11 +53,14 @@ from .solvers import (
     DPMSolverPPMultistep,
     DPMSolverPPSDE,
     EDMHeun,
+    EmbeddedExponential,
+    EmbeddedRungeKutta,
     Euler,
     EulerAncestral,
     EulerMaruyama,
     ExponentialAdams,
     ExponentialRungeKutta,
+    GottaGoFast,
     Heun,
     Langevin,
     PredictorCorrector,
@@ -82,10 +91,12 @@ __all__ = [
     "ERSDE",
     "IPNDM",
     "LMS",
+    "PID",
     "PNDM",
     "SEEDS",
     "SRA1",
     "VE",
+    "AdaptiveAdams",
     "AnalyticDPM",
     "Ancestral",
     "Angle",
@@ -102,6 +113,7 @@ __all__ = [
     "DEISRungeKutta",
     "DPM2Ancestral",
     "DPMSolver",
+    "DPMSolverAdaptive",
     "DPMSolverMultistep",
     "DPMSolverPP",
     "DPMSolverPP2SAncestral",
@@ -109,6 +121,8 @@ __all__ = [
     "DPMSolverPPSDE",
     "DiscreteVP",
     "EDMHeun",
+    "EmbeddedExponential",
+    "EmbeddedRungeKutta",
     "Empirical",
     "Euler",
     "EulerAncestral",
@@ -121,8 +135,11 @@ __all__ = [
     "FlowMatching",
     "Frame",
     "Gaussian",
+    "GottaGoFast",
+    "GottaGoFastControl",
     "Grid",
     "Heun",
+    "KDiffusionPID",
     "Karras",
     "Knot",
     "Langevin",
@@ -139,9 +156,11 @@ __all__ = [
     "Prediction",
     "PredictorCorrector",
     "Quadratic",
+    "Recorded",
     "Renoise",
     "Restart",
     "ReverseDiffusion",
+    "Roughness",
     "RungeKutta",
     "SASolver",
     "SDEDPMSolverPP",
@@ -161,6 +180,7 @@ __all__ = [
     "Time",
     "Times",
     "TorchDiffEq",
+    "TorchODE",
     "TorchSDE",
     "Training",
     "UniPC",
@@ -189,5 +209,7 @@ __all__ = [
     "res3",
     "sample",
     "save_model",
+    "smooth_time",
     "solve",
+    "time_roughness",
 ]

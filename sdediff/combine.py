@@ -96,6 +96,8 @@ def combine(terms: Linear | Iterable[tuple[Coefficient, Tensor]]) -> Tensor:
                 continue
             out = torch.mul(x, c) if out is None else out.add_(x, alpha=c)
         else:
+            if isinstance(c, np.ndarray) and not c.any():
+                continue
             part = spread(c, x) * x
             if isinstance(c, np.ndarray) and not c.all():
                 part = torch.where(spread(c, x) == 0, 0.0, part)

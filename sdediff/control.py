@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from .names import UserError
@@ -17,16 +18,26 @@ from .solver import Solver
 
 
 class Verdict(NamedTuple):
-    """Of one step: accepted (True, or one bool a sample), the next target (None: done), the controller's plan, and the rows that stay."""
+    """Of one step: accepted (True, or one bool a sample), the next target (None: done), the controller's plan, and the samples that go on.
+
+    keep: a bool array (b,), or None if all do.
+    """
 
     accept: Any
     following: Knot | None
     plan: Any
-    keep: Tensor | None = None
+    keep: np.ndarray | None = None
+
+
+class Outcome(NamedTuple):
+    """Of samples whose run is over, arrays (b,): estimates of the errors there, and why they stopped ("": they reached the end)."""
+
+    error: np.ndarray
+    why: np.ndarray
 
 
 class Controller(ABC):
-    """Decides where the next step goes. A frozen value; what it remembers travels as `plan`."""
+    """Decides where the next step goes. A frozen value; what it remembers travels as `plan`, a tree of rows (`batch.rows`)."""
 
     @abstractmethod
     def start(self, solver: Solver, model: Model, x: Tensor) -> tuple[Knot, Knot, Any]:
@@ -39,6 +50,18 @@ class Controller(ABC):
     @abstractmethod
     def judge(self, t: Knot, s: Knot, x: Tensor, step: Step, plan: Any) -> Verdict:
         """What to do with the step from (t, x) to s."""
+
+    def check(self, solver: Solver, x: Tensor, noise: Any) -> None:
+        """Raise `UserError` if this controller cannot drive this solver on this state and noise."""
+        return
+
+    def outcome(self, plan: Any) -> Outcome | None:
+        """Of the samples of this plan, if each is judged by itself."""
+        return None
+
+    def next_order(self, plan: Any) -> np.ndarray | None:
+        """The order of each sample's next step, if this controller chooses it."""
+        return None
 
 
 @dataclass(frozen=True, init=False)

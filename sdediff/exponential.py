@@ -19,6 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .combine import Linear, combine, linear
+from .coordinates import Angle
 from .names import UserError
 from .noise import Noise
 from .prediction import Model, Prediction
@@ -140,6 +141,13 @@ def behind(t: Knot, s: Knot, knots: Sequence[Knot]) -> tuple[Knot, ...]:
         found.append(k)
         last = k
     return tuple(found)
+
+
+def reading(p: Prediction, predicts: str, data_std: float = 1.0) -> Linear:
+    """x0, eps, flow = eps - x0, or the velocity in Angle coordinates of this data standard deviation."""
+    if predicts == "v":
+        return Angle(data_std).velocity(p)
+    return getattr(p, predicts)
 
 
 def kept(reading: Linear) -> Tensor:

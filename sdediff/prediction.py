@@ -161,10 +161,19 @@ class Model(Protocol):
 
 @dataclass
 class Counted:
-    """A model that counts: `calls` network calls so far (2 for an answer that ran two networks)."""
+    """A model that counts: `calls` network calls so far (2 for an answer that ran two networks), and `each`, those of each sample.
+
+    `rows` makes a model of some samples that counts into the same account; index says which samples its rows are (None: all).
+    """
 
     model: Model
-    calls: int = field(default=0)
+    account: list[int] = field(default_factory=lambda: [0])
+    each: np.ndarray | None = None
+    index: np.ndarray | None = None
+
+    @property
+    def calls(self) -> int:
+        return self.account[0]
 
     @property
     def schedule(self) -> Schedule:
@@ -176,8 +185,11 @@ class Counted:
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
-        self.calls += p.cost
+        self.account[0] += p.cost
+        if self.each is not None:
+            self.each[slice(None) if self.index is None else self.index] += p.cost
         return p
 
     def rows(self, index: Tensor) -> Counted:
-        return Counted(self.model.rows(index), self.calls)
+        chosen = index.cpu().numpy()
+        return Counted(self.model.rows(index), self.account, self.each, chosen if self.index is None else self.index[chosen])

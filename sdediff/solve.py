@@ -10,14 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .adaptive import PID
+from .batch import rows, select
 from .combine import Linear
 from .control import Controller, Fixed
 from .names import UserError
 from .noise import Noise, NoiseSource
 from .prediction import Counted, Model, ModelError
+from .recorded import Log, Path
 from .result import Frame, Solution
 from .schedule import Knot
 from .solver import Delegate, Solver
@@ -40,21 +44,32 @@ def march(
     controller = controller if isinstance(controller, Controller) else Fixed(controller)
     noise = bound(noise, x)
     _keep_freed_blocks(x)
+    controller.check(solver, x, noise)
     t, s, plan = controller.start(solver, model, x)
     memory = solver.init(model, x, t) if memory is None else memory
-    yield Frame(t, x, memory)
+    index = None
+    yield Frame(t, x, memory, plan=plan)
     while s is not None:
         try:
             step = controller.use(solver, plan).step(model, x, t, s, memory, noise)
         except ZeroDivisionError:
-            if t.alpha and t.sigma and s.alpha and s.sigma:
+            if np.all([t.alpha, t.sigma, s.alpha, s.sigma]):
                 raise
             raise UserError(f"{solver!r}: {_undefined(t, s)}") from None
-        accept, following, plan, _ = controller.judge(t, s, x, step, plan)
-        if accept:
+        accept, following, plan, keep = controller.judge(t, s, x, step, plan)
+        if accept is True:
             t, x, memory = s, step.x, step.memory
-        yield Frame(t, x, memory, accept, step.error)
+        else:
+            t, x, memory = select(accept, (s, step.x, step.memory), (t, x, memory))
+        if keep is not None and index is None:
+            index = np.arange(len(x))
+        yield Frame(t, x, memory, accept, step.error, index, keep, plan)
         s = following
+        if keep is not None and s is not None:  # finished samples leave
+            going = np.flatnonzero(keep)
+            t, s, x, memory, plan, index = rows(going, (t, s, x, memory, plan, index))
+            going = torch.as_tensor(going, device=x.device)
+            model, noise = model.rows(going), None if noise is None else noise.rows(going)
 
 
 def solve(
@@ -78,39 +93,63 @@ def solve(
     `UserError` for a state that does not fit the model, or a stochastic solver without noise.
     """
     _check_state(model, x)
-    counted = Counted(model)
-    if error and not (isinstance(solver, Solver) and solver.estimates):
+    counted = Counted(model, each=np.zeros(len(x), np.int64))
+    if error and not (isinstance(solver, Solver) and (solver.estimates or solver.embedded)):
         raise UserError(f"{solver!r} has no error estimate: take a method with a corrector, such as UniPC(order=3).")
     with torch.set_grad_enabled(grad):
         if isinstance(solver, Delegate):
-            knots = controller.knots if isinstance(controller, Fixed) else tuple(_knots(controller, solver))
-            solution = replace(solver.run(counted, x, knots, bound(noise, x)), calls=counted.calls)
-            if not bool(torch.isfinite(solution.x).all()):
-                raise ModelError(f"{solver!r} ended in NaN or infinity: check the model's answers, or loosen the tolerance.")
-            return solution
+            return _delegated(solver, counted, x, controller, noise)
         return _solve(solver, counted, x, controller, memory, noise, path, error)
 
 
+def _delegated(solver: Delegate, counted: Counted, x: Tensor, controller, noise) -> Solution:
+    solver, knots = _asked(solver, counted, controller)
+    solution = solver.run(counted, x, knots, bound(noise, x))
+    solution = replace(solution, calls=counted.calls, each=counted.each if solution.each is None else solution.each)
+    if not bool(torch.isfinite(solution.x).all()):
+        raise ModelError(f"{solver!r} ended in NaN or infinity: check the model's answers, or loosen the tolerance.")
+    return solution
+
+
+def _asked(solver: Delegate, model: Model, controller) -> tuple[Delegate, Sequence[Knot]]:
+    """The delegate and its knots; tolerances and ends may come from a `PID`."""
+    if isinstance(controller, PID):
+        if not solver.adaptive:
+            raise UserError(f"{solver!r} does not choose its steps: give it knots, not {controller!r}.")
+        return replace(solver, rtol=controller.rtol, atol=controller.atol), controller.span(model.schedule)  # type: ignore[type-var]
+    if isinstance(controller, Controller) and not isinstance(controller, Fixed):
+        raise UserError(f"{solver!r} takes knots, or PID(...) for its tolerances and ends, not {controller!r}.")
+    return solver, Fixed(controller).knots
+
+
 def _solve(solver, counted, x, controller, memory, noise, path, error) -> Solution:
-    knots, states, rejected, frame, done = [], [], 0, None, 0
+    knots, rejected, frame, log = [], 0, None, None
+    passed = Path(solver, x) if path else None
     total = x.new_zeros(len(x)) if error else None
     try:
         for frame in march(solver, counted, x, controller, memory=memory, noise=noise):
+            if log is None and isinstance(frame.t.time, np.ndarray):
+                log = Log(solver, controller, x, path)
+            if log is not None:
+                log.write(frame)
+                continue
             if frame.accepted is not True and not frame.accepted:
                 rejected += 1
                 continue
-            done = len(knots)
             knots.append(frame.t)
-            if path:
-                states.append(frame.x)
+            if passed is not None:
+                passed.write(np.arange(len(x)), frame.x, frame.t, frame.memory)
             if total is not None and frame.error is not None:
                 total = total + torch.mean(_tensor(frame.error).square().flatten(1), 1).sqrt()
     except ModelError as wrong:
-        raise ModelError(f"step {done + 1}: {wrong}") from None
+        raise ModelError(f"step {log.tried + 1 if log else max(len(knots), 1)}: {wrong}") from None
+    if log is not None:
+        return log.solution(counted)
     assert frame is not None
     if not bool(torch.isfinite(frame.x.detach().sum())) and not bool(torch.isfinite(frame.x).all()):
         _find_nan(solver, counted.model, x, controller, memory, noise)
-    return Solution(frame.x, tuple(knots), counted.calls, frame.memory, rejected, error=total, path=tuple(states) if path else None)
+    solution = Solution(frame.x, tuple(knots), counted.calls, frame.memory, rejected, error=total, each=counted.each)
+    return solution if passed is None else replace(solution, path=passed.kept, dense=passed.between(knots))
 
 
 def _tensor(error: Tensor | Linear) -> Tensor:
@@ -172,12 +211,6 @@ def _keep_freed_blocks(x: Tensor) -> None:
 def bound(noise: Any, x: Tensor) -> Any:
     """A noise source bound to the state; a noise already bound, or None, as it is."""
     return noise.on(x) if hasattr(type(noise), "on") else noise
-
-
-def _knots(controller, solver) -> Sequence[Knot]:
-    if isinstance(controller, Controller):
-        raise UserError(f"{solver!r} chooses its own steps: give it knots (their ends are what counts), not {controller!r}.")
-    return Fixed(controller).knots
 
 
 def _check_state(model: Model, x: Tensor) -> None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -73,6 +73,20 @@ class Solver(ABC, Generic[M]):
         """Whether its steps come with an error estimate."""
         return False
 
+    @property
+    def embedded(self) -> bool:
+        """Whether every step brings an error estimate of its own (`Step.error`), so that an adaptive controller can judge it."""
+        return False
+
+    @property
+    def varies(self) -> bool:
+        """Whether `at_order` takes an array, one order a sample, and the steps offer `Step.choices`."""
+        return False
+
+    def velocity(self, memory: M, x: Tensor, t: Knot) -> Linear | None:
+        """dy/dangle at (x, t) in `Angle()` coordinates, if the memory holds the network's answer there: for the solution between knots."""
+        return None
+
     def drawn(self, noise: Noise | None, t: Knot, s: Knot) -> Linear:
         """A standard normal draw for the step from t to s: the increment on the solver's clock over the root of its variance."""
         if noise is None:
@@ -85,7 +99,7 @@ class Solver(ABC, Generic[M]):
         scale, std = t.schedule.transition(t, s)
         return combine(scale * linear(x) + std * self.drawn(noise, t, s))
 
-    def at_order(self, order: int) -> Solver:
+    def at_order(self, order: Any) -> Solver:
         """The same method at another order, with the same memory: for steps of lower order (`Fixed(knots, lower_final=True)`).
 
         `UserError` if the method has no option `order`.

@@ -13,6 +13,7 @@ from linear_gaussian import moments
 from sdediff import (
     DDIM,
     DDPM,
+    AdaptiveAdams,
     Angle,
     Brownian,
     Euler,
@@ -43,7 +44,8 @@ from sdediff.weights import TABLEAUX
 
 SCHEDULE = VPLinear()
 COORDINATES = (Time(), Sigma(), Angle(), Angle(0.5))
-ALL = [made() for made in SOLVERS]
+# AdaptiveAdams() has order 7, which is at rounding before it is in its asymptotic range: measured one of order 5
+ALL = [AdaptiveAdams(4) if made is AdaptiveAdams else made() for made in SOLVERS]
 ALL += [s for s in (DDPM("large"), DDPM("none"), DDIM(0.5), DDIM(1.0), EulerMaruyama(0.5), EulerMaruyama(0.0)) if s not in ALL]
 ALL += [s for made in (Euler, Heun) for c in COORDINATES if (s := made(c)) not in ALL]
 ALL += [RungeKutta(name, c) for name in TABLEAUX for c in (Sigma(), Angle()) if RungeKutta(name, c) not in ALL]
@@ -191,7 +193,7 @@ def test_the_inverse_undoes_what_it_promises(solver):
         back = solve(solver, mixture(), up, down(n)[::-1]).x
         errors.append(float((back - x).square().mean().sqrt()))
     # upward a multistep method starts at the data, where its first-order start counts
-    promised = min(solver.facts.ode, 2) if isinstance(solver, Multistep) else solver.facts.ode
+    promised = min(solver.facts.ode, 2) if isinstance(solver, Multistep | AdaptiveAdams) else solver.facts.ode
     assert slope(errors) > promised - 0.3, errors
 
 

@@ -7,6 +7,7 @@ from ..names import from_repr
 from ..phi import ExponentialTableau
 from ..weights import Tableau
 from .adams import DEIS, LMS, Between, ExponentialAdams, SASolver
+from .adaptive_adams import AdaptiveAdams
 from .analytic_dpm import AnalyticDPM, ScorePower
 from .ancestral import DPM2Ancestral, DPMSolverPP2SAncestral, DPMSolverPPSDE, EulerAncestral
 from .consistency import Consistency
@@ -18,10 +19,11 @@ from .dpm_solver import DPMSolver, DPMSolverPP, dpm_solver_orders
 from .edm import DPM2, EDMHeun
 from .ersde import ERSDE
 from .euler_maruyama import EulerMaruyama
-from .exponential_rk import ExponentialRungeKutta
+from .exponential_rk import EmbeddedExponential, ExponentialRungeKutta
+from .gotta_go_fast import GottaGoFast
 from .pndm import IPNDM, PNDM
 from .restart import Restart
-from .runge_kutta import Euler, Heun, RungeKutta
+from .runge_kutta import EmbeddedRungeKutta, Euler, Heun, RungeKutta
 from .score_sde import AnnealedLangevin, Langevin, PredictorCorrector, Renoise, ReverseDiffusion
 from .seeds import SEEDS
 from .sra import SRA1, ShARK
@@ -38,6 +40,7 @@ __all__ = [
     "PNDM",
     "SEEDS",
     "SRA1",
+    "AdaptiveAdams",
     "AnalyticDPM",
     "AnnealedLangevin",
     "Between",
@@ -51,11 +54,14 @@ __all__ = [
     "DPMSolverPPMultistep",
     "DPMSolverPPSDE",
     "EDMHeun",
+    "EmbeddedExponential",
+    "EmbeddedRungeKutta",
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
     "ExponentialAdams",
     "ExponentialRungeKutta",
+    "GottaGoFast",
     "Heun",
     "Langevin",
     "PredictorCorrector",
@@ -76,6 +82,7 @@ SOLVERS = (
     DEIS,
     LMS,
     ExponentialAdams,
+    AdaptiveAdams,
     SASolver,
     DPMSolverMultistep,
     DPMSolverPPMultistep,
@@ -103,12 +110,15 @@ SOLVERS = (
     DPMSolverPP2SAncestral,
     DEISRungeKutta,
     EDMHeun,
+    EmbeddedExponential,
+    EmbeddedRungeKutta,
     EulerAncestral,
     ExponentialRungeKutta,
     SEEDS,
     ERSDE,
     SRA1,
     ShARK,
+    GottaGoFast,
 )
 
 VALUES = (*COORDINATES, Between, Sigmas, Tableau, Langevin, Renoise, ScorePower, ExponentialTableau)

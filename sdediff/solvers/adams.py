@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..combine import Linear
-from ..coordinates import Angle
-from ..exponential import Multistep, check_start
+from ..exponential import Multistep, check_start, reading
 from ..names import UserError, choose, positive
 from ..prediction import Prediction
 from ..schedule import Knot
@@ -21,13 +20,6 @@ from ..solver import Facts, OneStep
 from ..weights import AXES, READINGS, Update, exponential_adams, exponential_moments
 
 MOST = 8  # values behind a step: polynomials of a higher degree only amplify
-
-
-def reading(p: Prediction, predicts: str, data_std: float = 1.0) -> Linear:
-    """x0, eps, flow = eps - x0, or the velocity in Angle coordinates of this data standard deviation."""
-    if predicts == "v":
-        return Angle(data_std).velocity(p)
-    return getattr(p, predicts)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""What belongs to each sample of a batch: choose it row by row, take some rows of it.
+
+A tree is a state and all that travels with it: tuples and NamedTuples of tensors (B, ...), arrays (B, ...), and knots that hold arrays.
+Whatever belongs to the whole batch (None, numbers, strings, knots of one time) passes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .combine import Linear
+from .schedule import Knot
+
+
+def select(accept: Any, new: Any, old: Any) -> Any:
+    """`new` where accept is true, `old` elsewhere. accept: a bool for the whole batch, or a bool array (B,), one a sample."""
+    if isinstance(accept, bool | np.bool_) or accept.all():
+        return new if np.all(accept) else old
+    return _select(accept, new, old) if accept.any() else old
+
+
+def _select(accept: np.ndarray, new: Any, old: Any) -> Any:
+    if new is old:
+        return new
+    if isinstance(new, Tensor):
+        mask = torch.as_tensor(accept, device=new.device).reshape(-1, *[1] * (new.ndim - 1))
+        return torch.where(mask, new, old)
+    if isinstance(new, np.ndarray):
+        return np.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    if isinstance(new, Knot):
+        return _knot(new, lambda name: np.where(accept, getattr(new, name), getattr(old, name)))
+    if isinstance(new, tuple):
+        return _tuple(new, [_select(accept, a, b) for a, b in zip(new, old, strict=True)])
+    return new
+
+
+def rows(index: np.ndarray, tree: Any) -> Any:
+    """The rows `index` (an int64 array) of everything in the tree."""
+    if isinstance(tree, Tensor):
+        return tree[torch.as_tensor(index, device=tree.device)]
+    if isinstance(tree, np.ndarray):
+        return tree[index]
+    if isinstance(tree, Knot):
+        return _knot(tree, lambda name: getattr(tree, name)[index]) if isinstance(tree.time, np.ndarray) else tree
+    if isinstance(tree, tuple):
+        return _tuple(tree, [rows(index, part) for part in tree])
+    return tree
+
+
+def rms(x: Tensor | Linear) -> np.ndarray:
+    """The root mean square over the components of each sample, float64 (B,), to the same bits in any batch (torch sums a batch of one
+    in another order than a larger one, and rows that lie across memory in yet another: so each is summed as one of two, along memory).
+    """
+    x = x.tensor() if isinstance(x, Linear) else x
+    square = x.detach()[..., None].flatten(1).double().square().contiguous()
+    if len(square) == 1:
+        square = square.expand(2, -1).contiguous()
+    return np.sqrt(square.mean(1)[: len(x)].cpu().numpy())
+
+
+def _tuple(like: tuple, parts: list) -> tuple:
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def _knot(like: Knot, part: Callable[[str], Any]) -> Knot:
+    return Knot(*(part(name) for name in ("time", "log_alpha", "log_sigma", "f", "g2", "dalpha", "dsigma")), schedule=like.schedule)
