@@ -70,6 +70,8 @@ class PID(Controller):
     (0.3, 0.3, 0.05) PID. safety, shrink, grow: h' = h min(grow, max(shrink, safety (1/err)^..)). data_std: of the data; an error made at
     noise is weighed by the standard deviations at the end over those there, by which the flow of such data shrinks it.
     most_calls: of each sample; one that needs more stops there, `reached` false, as does one of which ten steps in a row were rejected.
+    floor: what no solver can undercut on this model, `time_roughness(model, x).floor`; a smaller tolerance is not refined for: the run goes
+    on at the floor, and `reached` is false for the reason "rough in time".
     Raises `UserError` for tolerances that are not positive, or below what the state's dtype can hold.
     """
 
@@ -84,6 +86,7 @@ class PID(Controller):
     grow: float = 3.0
     most_calls: int = 1000
     data_std: float = 1.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         choose("clock", self.clock, CLOCKS)
@@ -102,8 +105,8 @@ class PID(Controller):
             raise UserError(f"times are two different times (first, last), not {self.times!r}.")
         if not (0 < self.data_std < math.inf and (self.first is None or 0 < self.first < math.inf) and self.most_calls >= 1):
             raise UserError(
-                f"PID needs a positive data_std and first step, and at least one call, not data_std={self.data_std!r}, first={self.first!r}, "
-                f"most_calls={self.most_calls!r}."
+                f"PID needs a positive data_std and first step, and at least one call, not data_std={self.data_std!r}, "
+                f"first={self.first!r} and most_calls={self.most_calls!r}."
             )
 
     def span(self, schedule: Schedule) -> tuple[Knot, Knot]:
@@ -146,7 +149,7 @@ class PID(Controller):
 
     def judge(self, t: Knot, s: Knot, x: Tensor, step: Step, plan: Plan) -> Verdict:
         last = plan.all.last
-        asked = self.atol + self.rtol * rms(step.x)
+        asked = np.maximum(self.atol + self.rtol * rms(step.x), self.floor)
         tolerance = self._local(asked) * self._norm(s) / self._norm(last)
         assert step.error is not None
         error = rms(step.error) / (tolerance * step.error_order)
@@ -157,7 +160,7 @@ class PID(Controller):
         refused = np.where(accept, 0, plan.refused + 1)
         tries = plan.tries + 1
         arrived = accept & (s.time == last.time)
-        why = self._why(accept, arrived, error, refused, tries * plan.all.evals + 1)
+        why = self._why(accept, arrived, error, refused, tries * plan.all.evals + 1, asked <= self.floor)
         plan = Plan(
             h,
             np.where(accept[:, None], np.stack([np.maximum(error, 1e-10), plan.before[:, 0]], 1), plan.before),
@@ -202,9 +205,11 @@ class PID(Controller):
         factor = np.where(accept, np.clip(factor, self.shrink, self.grow), np.clip(factor, low, 0.9))
         return factor, order
 
-    def _why(self, accept, arrived, error, refused, calls) -> np.ndarray:
+    def _why(self, accept, arrived, error, refused, calls, rough) -> np.ndarray:
         """Why a sample stops here, "" if it does not (or is done)."""
         why = np.full(len(accept), "", object)
+        if self.floor:
+            why[arrived & rough] = f"rough in time, so it was solved to {self.floor:.2g} only (see time_roughness, smooth_time)"
         why[~arrived & (calls + 1 > self.most_calls)] = f"limit of {self.most_calls} calls"
         stuck = refused >= _PATIENCE
         why[stuck] = f"{_PATIENCE} steps in a row were rejected: the model is not smooth here (fixed knots do not mind)"

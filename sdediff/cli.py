@@ -25,7 +25,7 @@ from .metrics import MetricError
 from .names import UserError, choose, from_repr, label
 from .pretrained.scores import DIGITS, digits_model, digits_path
 from .solver import Delegate, Solver
-from .solvers import SOLVERS, named
+from .solvers import SOLVERS, AdaptiveAdams, named
 from .study.report import show
 from .train import Training, fit
 
@@ -229,6 +229,7 @@ def sample(
     solver: SolverOption = None,
     steps: Annotated[int | None, typer.Option(help="Steps; or give --calls.")] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Or: the error at the end that you accept; each sample takes its steps.")] = None,
     grid: GridOption = None,
     seed: Annotated[int, typer.Option(help="Sample i is a function of the seed and i.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples at a time.")] = None,
@@ -239,14 +240,15 @@ def sample(
 
     model = load_model(_checkpoint(checkpoint) or digits_path())
     method, places = None if solver is None else named(solver, DELEGATES), None if grid is None else _grid(grid)
-    steps = 20 if steps is None and calls is None else steps
-    x = sampling.sample(model, n, steps=steps, calls=calls, solver=method, grid=places, seed=seed, batch=batch)
-    used = method or sampling.recommend(model.schedule, steps or calls or 1)[0]
+    steps = 20 if steps is None and calls is None and tolerance is None else steps
+    x = sampling.sample(model, n, steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch)
+    default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
+    used = method or default
     if file.suffix == ".png":
         columns = min(n, 16)
         figures.sheet([("", part) for part in x.split(columns)], file, title=f"{label(used)}, seed {seed}", columns=columns)
     elif file.suffix == ".safetensors":
-        write(file, {"x": x}, {"solver": repr(used), "grid": grid, "calls": calls, "steps": steps, "seed": seed})
+        write(file, {"x": x}, {"solver": repr(used), "grid": grid, "calls": calls, "steps": steps, "tolerance": tolerance, "seed": seed})
     else:
         raise UserError(f"--out takes a .png or a .safetensors file, not {str(file)!r}.")
     out.print(f"wrote {file}: {n} samples by {label(used)}", soft_wrap=True)

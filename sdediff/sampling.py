@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .adaptive import PID
 from .combine import combine, linear
 from .control import Fixed
 from .grid import AsinhLogSNR, Grid, LogSNR
 from .names import UserError, positive
-from .noise import White
+from .noise import Brownian, White
 from .prediction import Model
 from .result import Solution
 from .schedule import Knot, Schedule
 from .solve import solve
 from .solver import Delegate, Solver
-from .solvers import ExponentialAdams
+from .solvers import AdaptiveAdams, ExponentialAdams
 
 
 def latents(model: Model, n: int, *, seed: int = 0, shape: tuple[int, ...] | None = None, first: int = 0, dtype=torch.float32) -> Tensor:
@@ -80,6 +83,7 @@ def sample(
     *,
     steps: int | None = None,
     calls: int | None = None,
+    tolerance: float | None = None,
     solver: Solver | Delegate | None = None,
     grid: Grid | None = None,
     seed: int = 0,
@@ -92,19 +96,29 @@ def sample(
     """n samples (n, *shape) of the model, from noise at t_max to t_min.
 
     steps or calls: how many; solver: by default what `recommend` says for so many calls; grid: the recommended one, or `LogSNR()` where a
-    solver is named; seed: sample i depends on it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these
-    states and this knot instead. Raises `UserError`, `ModelError`.
+    solver is named. tolerance instead: the error at the end that you accept, root mean square in units of the data; each sample then takes
+    the steps that it needs, by `AdaptiveAdams()` or the solver named, and a warning says which did not get there. seed: sample i depends on
+    it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these states and this knot instead.
+    Raises `UserError`, `ModelError`.
     """
     positive("n", n)
     batch = n if batch is None else positive("batch", batch)
     if start is not None and len(start[0]) != n:
         raise UserError(f"start has {len(start[0])} states, but n = {n} samples were asked for.")
-    if solver is None:
+    knots: PID | Fixed
+    if tolerance is not None:
+        if steps is not None or calls is not None or grid is not None:
+            raise UserError("tolerance= chooses the steps by itself: leave out steps=, calls= and grid=.")
+        solver, knots = AdaptiveAdams() if solver is None else solver, PID(atol=tolerance)
+    elif solver is None:
         solver, knots = recommend(model.schedule, _one_of(steps, calls))
         knots = knots if grid is None else Fixed(grid.knots(model.schedule, len(knots) - 1), knots.lower_final)
     else:
         knots = Fixed(knots_for(model.schedule, solver, LogSNR() if grid is None else grid, steps=steps, calls=calls))
-    if start is not None:
+    if start is not None and isinstance(knots, PID):
+        knots = replace(knots, times=(start[1].time, model.schedule.t_min))
+    elif start is not None:
+        assert isinstance(knots, Fixed)
         below = [k for k in knots if k.time < start[1].time]
         if not below:
             raise UserError(f"start is at time {start[1].time:g}, below the whole grid, which ends at {knots[-1].time:g}.")
@@ -114,11 +128,20 @@ def sample(
         size = min(batch, n - first)
         x = latents(model, size, seed=seed, shape=shape, first=first, dtype=dtype) if start is None else start[0][first : first + size]
         rows = torch.arange(first, first + size)
-        done.append(run(solver, model.rows(rows), x.to(device), knots, seed=seed, first=first).x)
+        found = run(solver, model.rows(rows), x.to(device), knots, seed=seed, first=first)
+        if not found.reached:
+            warnings.warn(f"from sample {first} on: {found.reason}", stacklevel=2)
+        done.append(found.x)
     return torch.cat(done)
 
 
-def run(solver: Solver | Delegate, model: Model, x: Tensor, knots: Sequence[Knot], *, seed: int = 0, first: int = 0) -> Solution:
-    """`solve` with white noise of `seed` for the samples first, first + 1, ... (only if the solver draws any)."""
-    noise = White(seed).on(x, index=range(first, first + len(x))) if solver.facts.stochastic else None
+def run(solver: Solver | Delegate, model: Model, x: Tensor, knots: PID | Sequence[Knot], *, seed: int = 0, first: int = 0) -> Solution:
+    """`solve` with noise of `seed` for the samples first, first + 1, ... (only if the solver draws any): white, or, for steps that may be
+    rejected, one Brownian path a sample.
+    """
+    noise = None
+    if solver.facts.stochastic:
+        ends = [k.clock(solver.facts.clock) for k in knots.span(model.schedule)] if isinstance(knots, PID) else None
+        source = White(seed) if ends is None else Brownian(seed, (min(ends), max(ends)))
+        noise = source.on(x, index=range(first, first + len(x)))
     return solve(solver, model, x, knots, noise=noise)
