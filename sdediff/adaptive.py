@@ -83,7 +83,7 @@ class PID(Controller):
     coefficients: tuple[float, float, float] = (0.0, 1.0, 0.0)
     safety: float = 0.7
     shrink: float = 0.3
-    grow: float = 3.0
+    grow: float = 5.0
     most_calls: int = 1000
     data_std: float = 1.0
     floor: float = 0.0
@@ -149,7 +149,8 @@ class PID(Controller):
 
     def judge(self, t: Knot, s: Knot, x: Tensor, step: Step, plan: Plan) -> Verdict:
         last = plan.all.last
-        asked = np.maximum(self.atol + self.rtol * rms(step.x), self.floor)
+        with np.errstate(invalid="ignore"):  # of a state that is infinite; its step will be rejected
+            asked = np.maximum(self.atol + self.rtol * rms(step.x), self.floor)
         tolerance = self._local(asked) * self._norm(s) / self._norm(last)
         assert step.error is not None
         error = rms(step.error) / (tolerance * step.error_order)
@@ -160,7 +161,7 @@ class PID(Controller):
         refused = np.where(accept, 0, plan.refused + 1)
         tries = plan.tries + 1
         arrived = accept & (s.time == last.time)
-        why = self._why(accept, arrived, error, refused, tries * plan.all.evals + 1, asked <= self.floor)
+        why = self._why(accept, arrived, error, refused, (tries + 1) * plan.all.evals + 1, asked <= self.floor)
         plan = Plan(
             h,
             np.where(accept[:, None], np.stack([np.maximum(error, 1e-10), plan.before[:, 0]], 1), plan.before),
@@ -191,14 +192,17 @@ class PID(Controller):
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             now = np.maximum(error, 1e-10)
             smooth = now ** (-(p + i + d) / power) * plan.before[:, 0] ** ((p + 2 * d) / power) * plan.before[:, 1] ** (-d / power)
+            smooth = smooth * self.safety ** (i - 1)  # in all safety^i: then every (p, i, d) settles at an error of safety^power
             factor = np.where(accept, smooth, now ** (-1.0 / power))
-            order = plan.order
-            if step.choices:
+            order, varies = plan.order, isinstance(power, np.ndarray)
+            if varies:
                 order = power - 1
                 for choice in step.choices:
                     other = np.maximum(rms(choice.error) / (tolerance * (choice.order + 1)), 1e-10) ** (-1.0 / (choice.order + 1))
                     better = choice.allowed & (other > factor)
                     factor, order = np.where(better, other, factor), np.where(better, choice.order, order)
+                begins = accept & (power - 1 == plan.taken + 1) & (order == power - 1)  # on all readings there are, none too many
+                order = np.where(begins, power, order)
             factor = np.where(np.isfinite(error), factor, 0.0)
         factor = np.exp2(np.floor(np.log2(np.maximum(self.safety * factor, 1e-9)) * _PARTS) / _PARTS)
         low = np.where(plan.refused > 1, 0.1, self.shrink)
@@ -210,7 +214,7 @@ class PID(Controller):
         why = np.full(len(accept), "", object)
         if self.floor:
             why[arrived & rough] = f"rough in time, so it was solved to {self.floor:.2g} only (see time_roughness, smooth_time)"
-        why[~arrived & (calls + 1 > self.most_calls)] = f"limit of {self.most_calls} calls"
+        why[~arrived & (calls > self.most_calls)] = f"limit of {self.most_calls} calls"
         stuck = refused >= _PATIENCE
         why[stuck] = f"{_PATIENCE} steps in a row were rejected: the model is not smooth here (fixed knots do not mind)"
         why[stuck & ~np.isfinite(error)] = "the model answers NaN or infinity, however short the step"
