@@ -33,11 +33,12 @@ _PARTS = 32  # step factors are powers of 2^(1/32): the last bits of an error, w
 
 
 class Whole(NamedTuple):
-    """Of the whole batch: the last knot, its reading of the clock, and the calls of a step."""
+    """Of the whole batch: the last knot, its reading of the clock, the calls of a step, and whether orders vary."""
 
     last: Knot
     end: float
     evals: float
+    varies: bool
 
 
 class Plan(NamedTuple):
@@ -139,7 +140,7 @@ class PID(Controller):
         n = len(x)
         zeros = np.zeros(n)
         step = np.full(n, self._first(first, last) if self.first is None else self.first)
-        whole = Whole(last, self._reading(last), solver.facts.evals)
+        whole = Whole(last, self._reading(last), solver.facts.evals, solver.varies)
         plan = Plan(step, np.ones((n, 2)), zeros, zeros, zeros, zeros, np.ones(n), np.full(n, "", object), whole)
         t = model.schedule.knot(np.full(n, first.time))
         return t, self._target(t, plan), plan
@@ -194,8 +195,8 @@ class PID(Controller):
             smooth = now ** (-(p + i + d) / power) * plan.before[:, 0] ** ((p + 2 * d) / power) * plan.before[:, 1] ** (-d / power)
             smooth = smooth * self.safety ** (i - 1)  # in all safety^i: then every (p, i, d) settles at an error of safety^power
             factor = np.where(accept, smooth, now ** (-1.0 / power))
-            order, varies = plan.order, isinstance(power, np.ndarray)
-            if varies:
+            order = plan.order
+            if plan.all.varies:
                 order = power - 1
                 for choice in step.choices:
                     other = np.maximum(rms(choice.error) / (tolerance * (choice.order + 1)), 1e-10) ** (-1.0 / (choice.order + 1))
@@ -222,7 +223,7 @@ class PID(Controller):
 
     def _target(self, t: Knot, plan: Plan) -> Knot:
         """The next instant: a step on, two equal ones if that leaves less than another step, never past the end."""
-        last, end, _ = plan.all
+        last, end = plan.all.last, plan.all.end
         here = self._reading(t)
         left = np.abs(end - here)
         h = np.where(left <= plan.step * 1.001, left, np.where(left < 2 * plan.step, 0.5 * left, plan.step))

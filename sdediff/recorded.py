@@ -34,6 +34,8 @@ class Recorded(Controller):
     def start(self, solver: Solver, model: Model, x: Tensor) -> tuple[Knot, Knot, Any]:
         if len(x) != self.times.shape[1]:
             raise UserError(f"these steps were recorded for {self.times.shape[1]} samples, not for {len(x)}.")
+        if len(self.times) < 2:
+            raise UserError("no sample took a step in the run that was recorded: there is nothing to take again.")
         plan = (np.arange(len(x)), np.zeros(len(x), int))
         return self.schedule.knot(self.times[0]), self.schedule.knot(self.times[1]), plan
 
@@ -46,10 +48,11 @@ class Recorded(Controller):
         sample, done = plan[0], plan[1] + 1
         following = self.times[np.minimum(done + 1, len(self.times) - 1), sample]
         going = (done + 1 < len(self.times)) & (following != s.time)
-        plan = (sample, done)
+        plan, stays = (sample, done), s.time == t.time  # a sample that had stopped before its first step
+        accept = ~stays if stays.any() else True
         if not going.any():
-            return Verdict(True, None, plan, going)
-        return Verdict(True, self.schedule.knot(following), plan, None if going.all() else going)
+            return Verdict(accept, None, plan, going)
+        return Verdict(accept, self.schedule.knot(following), plan, None if going.all() else going)
 
     @property
     def reverse(self) -> Recorded:
@@ -121,7 +124,7 @@ class Log:
             path=None if self.path is None else tuple(self.path.states(steps).unbind()),
             each=counted.each,
             finished=finished,
-            recorded=Recorded(times, None if np.isnan(orders).any() else orders, self.schedule),
+            recorded=Recorded(times, None if np.isnan(orders).all() else np.nan_to_num(orders, nan=1.0), self.schedule),
             dense=None if self.path is None else self.path.dense(self.schedule, times, steps),
         )
 
@@ -184,5 +187,5 @@ def _told(why: np.ndarray) -> str:
     for reason in dict.fromkeys(why[why != ""]):
         who = np.flatnonzero(why == reason)
         shown = ", ".join(map(str, who[:5])) + (", ..." if len(who) > 5 else "")
-        parts.append(f"{len(who)} of {len(why)} samples stopped short: {reason} (sample{'s' * (len(who) > 1)} {shown})")
+        parts.append(f"{len(who)} of {len(why)} samples: {reason} (sample{'s' * (len(who) > 1)} {shown})")
     return "; ".join(parts)

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConditionEmbedding", "Waves"]
+__all__ = ["ConditionEmbedding", "TimeEmbedding", "Waves"]
 
 
 class Waves(nn.Module):
@@ -50,7 +50,23 @@ class Waves(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class ConditionEmbedding(nn.Module):
+class TimeEmbedding(nn.Module):
+    """The one module of a network that reads the condition: what `smooth_time` averages.
+
+    `alone(condition)`: (n,) -> (n, width), of each number by itself; `labelled(embedding, labels)` adds what else `forward` is told.
+    """
+
+    def forward(self, condition: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.labelled(self.alone(condition), labels)
+
+    def alone(self, condition: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def labelled(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
+        return embedding
+
+
+class ConditionEmbedding(TimeEmbedding):
     """Condition (n,) and optional labels (n,) to one vector a sample, (n, width).
 
     A condition of shape (1,), or expanded from it (stride 0), is one number for all: it is embedded once, (1, width), and broadcasts.
@@ -81,11 +97,16 @@ class ConditionEmbedding(nn.Module):
             raise ValueError(f"the condition is one number a sample, of shape (n,); got {tuple(condition.shape)}")
         if condition.stride(0) == 0:
             condition = condition[:1]
-        embedding = self.mix(self.waves(condition))
+        return self.labelled(self.alone(condition), labels)
+
+    def alone(self, condition: Tensor) -> Tensor:
+        return self.mix(self.waves(condition))
+
+    def labelled(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.table is None or self.classes is None:
             if labels is not None:
                 raise ValueError("labels given to a network without classes: build it with classes=...")
             return embedding
         if labels is None:
-            labels = torch.full(condition.shape, self.classes, dtype=torch.long, device=condition.device)
+            labels = torch.full((len(embedding),), self.classes, dtype=torch.long, device=embedding.device)
         return embedding + self.table(labels)
