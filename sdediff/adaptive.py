@@ -28,17 +28,19 @@ CLOCKS = ("root", "lam", "angle", "time")
 _FAR = 7.0  # steps on lam begin where |lam| is this, if a run begins or ends farther out (lam is infinite at alpha = 0 and sigma = 0)
 _KAPPA = 2.5  # a step with an error of order h^q may be wrong by kappa q tol: then the end is wrong by about tol (docs/adaptive.md)
 _SEEN = 3.0  # the error at the end over the root mean square of (weighed error times tolerance), as measured (docs/adaptive.md)
-_PATIENCE = 10
+_PATIENCE, _MANY, _OFTEN = 10, 50, 0.2  # rejections in a row; tries from which on, and the share of them, that is too many
+_SHORT = 1e-4  # of the whole way: NaN in a step as short as that is not the step's fault
 _PARTS = 32  # step factors are powers of 2^(1/32): the last bits of an error, which depend on the batch, do not move the knots
 
 
 class Whole(NamedTuple):
-    """Of the whole batch: the last knot, its reading of the clock, the calls of a step, and whether orders vary."""
+    """Of the whole batch: the last knot, its reading of the clock, the calls of a step, whether orders vary, and the way in all."""
 
     last: Knot
     end: float
     evals: float
     varies: bool
+    length: float
 
 
 class Plan(NamedTuple):
@@ -121,6 +123,8 @@ class PID(Controller):
                 f"{solver!r} gives no error estimate with each step: take AdaptiveAdams(), an embedded pair, or ShARK() for the SDE; "
                 f"or fixed knots."
             )
+        if not len(x):
+            raise UserError("there are no samples to step: the state has a batch of 0.")
         if x.dtype in (torch.float16, torch.bfloat16):
             raise UserError(f"the state is {x.dtype}: keep it in float32 or float64 (the network alone may run in low precision).")
         least = 30 * torch.finfo(x.dtype).eps
@@ -140,7 +144,8 @@ class PID(Controller):
         n = len(x)
         zeros = np.zeros(n)
         step = np.full(n, self._first(first, last) if self.first is None else self.first)
-        whole = Whole(last, self._reading(last), solver.facts.evals, solver.varies)
+        end = self._reading(last)
+        whole = Whole(last, end, solver.facts.evals, solver.varies, abs(end - self._reading(first)))
         plan = Plan(step, np.ones((n, 2)), zeros, zeros, zeros, zeros, np.ones(n), np.full(n, "", object), whole)
         t = model.schedule.knot(np.full(n, first.time))
         return t, self._target(t, plan), plan
@@ -162,7 +167,6 @@ class PID(Controller):
         refused = np.where(accept, 0, plan.refused + 1)
         tries = plan.tries + 1
         arrived = accept & (s.time == last.time)
-        why = self._why(accept, arrived, error, refused, (tries + 1) * plan.all.evals + 1, asked <= self.floor)
         plan = Plan(
             h,
             np.where(accept[:, None], np.stack([np.maximum(error, 1e-10), plan.before[:, 0]], 1), plan.before),
@@ -171,16 +175,18 @@ class PID(Controller):
             refused,
             plan.square + np.where(accept, (error * asked) ** 2, 0.0),
             order,
-            why,
+            plan.why,
             plan.all,
         )
+        why = self._why(plan, arrived, asked <= self.floor, np.isnan(error) | np.isinf(error), tried)
+        plan = plan._replace(why=why)
         going = ~arrived & (why == "")
         if not going.any():
             return Verdict(accept, None, plan, going)
         return Verdict(accept, self._target(select(accept, s, t), plan), plan, None if going.all() else going)
 
     def outcome(self, plan: Plan) -> Outcome:
-        return Outcome(_SEEN * np.sqrt(plan.square / np.maximum(plan.taken, 1)), plan.why)
+        return Outcome(np.maximum(_SEEN * np.sqrt(plan.square / np.maximum(plan.taken, 1)), self.floor), plan.why)
 
     def next_order(self, plan: Plan) -> np.ndarray:
         return plan.order
@@ -207,18 +213,21 @@ class PID(Controller):
             factor = np.where(np.isfinite(error), factor, 0.0)
         factor = np.exp2(np.floor(np.log2(np.maximum(self.safety * factor, 1e-9)) * _PARTS) / _PARTS)
         low = np.where(plan.refused > 1, 0.1, self.shrink)
-        factor = np.where(accept, np.clip(factor, self.shrink, self.grow), np.clip(factor, low, 0.9))
+        most = np.where(plan.refused > 0, 1.0, self.grow)  # where the step before was rejected it has found its size
+        factor = np.where(accept, np.clip(factor, self.shrink, most), np.clip(factor, low, 0.9))
         return factor, order
 
-    def _why(self, accept, arrived, error, refused, calls, rough) -> np.ndarray:
-        """Why a sample stops here, "" if it does not (or is done)."""
-        why = np.full(len(accept), "", object)
+    def _why(self, plan: Plan, arrived, rough, broken, tried) -> np.ndarray:
+        """Why a sample stops here, or is not to be trusted; "" if all is well."""
+        why = np.full(len(arrived), "", object)
+        often = (plan.tries > _MANY) & (plan.tries - plan.taken > _OFTEN * plan.tries)
+        why[arrived & often] = "a fifth of the steps were rejected: the model seems rough in time (see time_roughness, smooth_time)"
         if self.floor:
             why[arrived & rough] = f"rough in time, so it was solved to {self.floor:.2g} only (see time_roughness, smooth_time)"
-        why[~arrived & (calls > self.most_calls)] = f"limit of {self.most_calls} calls"
-        stuck = refused >= _PATIENCE
-        why[stuck] = f"{_PATIENCE} steps in a row were rejected: the model is not smooth here (fixed knots do not mind)"
-        why[stuck & ~np.isfinite(error)] = "the model answers NaN or infinity, however short the step"
+        why[~arrived & ((plan.tries + 1) * plan.all.evals + 1 > self.most_calls)] = f"limit of {self.most_calls} calls"
+        why[plan.refused >= _PATIENCE] = f"{_PATIENCE} steps in a row were rejected: the model is not smooth here (fixed knots do not mind)"
+        nothing = broken & ((plan.refused >= _PATIENCE) | (tried < _SHORT * plan.all.length))
+        why[nothing] = "the model answers NaN or infinity, however short the step"
         return why
 
     def _target(self, t: Knot, plan: Plan) -> Knot:

@@ -31,6 +31,12 @@ class Recorded(Controller):
     orders_taken: np.ndarray | None
     schedule: Schedule
 
+    def check(self, solver: Solver, x: Tensor, noise: Any) -> None:
+        if not solver.embedded:
+            raise UserError(
+                f"{solver!r} takes knots that are the same for all samples: recorded steps are for the methods that `PID` drives."
+            )
+
     def start(self, solver: Solver, model: Model, x: Tensor) -> tuple[Knot, Knot, Any]:
         if len(x) != self.times.shape[1]:
             raise UserError(f"these steps were recorded for {self.times.shape[1]} samples, not for {len(x)}.")
@@ -53,6 +59,12 @@ class Recorded(Controller):
         if not going.any():
             return Verdict(accept, None, plan, going)
         return Verdict(accept, self.schedule.knot(following), plan, None if going.all() else going)
+
+    def next_order(self, plan: Any) -> np.ndarray | None:
+        if self.orders_taken is None:
+            return None
+        sample, done = plan
+        return self.orders_taken[np.minimum(done, len(self.orders_taken) - 1), sample]
 
     @property
     def reverse(self) -> Recorded:

@@ -116,7 +116,8 @@ def _asked(solver: Delegate, model: Model, controller) -> tuple[Delegate, Sequen
     if isinstance(controller, PID):
         if not solver.adaptive:
             raise UserError(f"{solver!r} does not choose its steps: give it knots, not {controller!r}.")
-        return replace(solver, rtol=controller.rtol, atol=controller.atol), controller.span(model.schedule)  # type: ignore[type-var]
+        tolerances = {"rtol": max(controller.rtol, 1e-13), "atol": controller.atol}  # they have no rtol of 0
+        return replace(solver, **tolerances), controller.span(model.schedule)  # type: ignore[type-var]
     if isinstance(controller, Controller) and not isinstance(controller, Fixed):
         raise UserError(f"{solver!r} takes knots, or PID(...) for its tolerances and ends, not {controller!r}.")
     return solver, Fixed(controller).knots

@@ -108,6 +108,7 @@ class AdaptiveAdams(Solver[History]):
         if isinstance(t.time, float) and s.lam == t.lam:
             return Step(x, memory)
         a, b = (axis_reading(self.axis, k, self.data_std) for k in (t, s))
+        self._check(t, s, a, b)
         r, have = _behind([(at - a) / (b - a) for at in memory.at], memory.count)
         k = np.minimum(np.minimum(order, self.order), have)
         keep, measure = adams_measure(self.predicts, self.axis, t, s, self.data_std, self.order)
@@ -132,6 +133,17 @@ class AdaptiveAdams(Solver[History]):
         if (self.predicts == "v" and self.data_std != 1.0) or np.any(np.minimum(t.alpha, t.sigma) == 0):
             return None
         return Prediction(x, t, memory.values[0], self.predicts).v
+
+    def _check(self, t: Knot, s: Knot, a: Any, b: Any) -> None:
+        """`UserError` where the axis is infinite, or lam, on which the kernels of x0 and eps live."""
+        on = (a, b, t.lam, s.lam) if self.predicts in ("x0", "eps") else (a, b)
+        finite = [np.isfinite(v) for v in on]
+        if not np.all(finite):
+            bad = int(np.argmin(np.all(finite, axis=0)))
+            raise UserError(
+                f"{self!r} has no step from time {np.ravel(t.time)[bad]:g} to {np.ravel(s.time)[bad]:g}, where {self.axis} or lam is "
+                f"infinite: take v in the angle, or start or end short of it."
+            )
 
     def _value(self, model: Model, x: Tensor, t: Knot) -> Tensor:
         return kept(reading(model(x, t), self.predicts, self.data_std))
