@@ -1,8 +1,9 @@
-"""The same flow and SDE handed to independent libraries: torchdiffeq, SciPy, torchsde. They go wherever a solver goes.
+"""The same flow and SDE handed to independent libraries: torchdiffeq, torchode, SciPy, torchsde. They go wherever a solver goes.
 
 The flow is given as dy/dclock = velocity in chosen coordinates, the clock shifted so that it starts at 0 and increases; it is never
-evaluated past either end. Adaptive methods use only the ends of the knots and have one error norm for the whole batch; fixed-step ones
-(torchdiffeq's "euler", "midpoint", "rk4", all of torchsde) step on the knots. Calls are counted as made.
+evaluated past either end. Adaptive methods use only the ends of the knots; they have one error norm for the whole batch, but torchode and
+`SciPy(each=True)` judge every sample by itself. Fixed-step ones (torchdiffeq's "euler", "midpoint", "rk4", all of torchsde) step on the
+knots. Calls are counted as made.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from .combine import combine, linear
 from .coordinates import Coordinates, Time
 from .names import UserError, choose
 from .noise import Noise
-from .prediction import Model, ModelError
+from .prediction import Counted, Model, ModelError
 from .result import Solution
 from .schedule import Knot
 from .solver import Facts
 
 _ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 _FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+_TORCHODE = {"dopri5": "Dopri5", "tsit5": "Tsit5", "heun": "Heun"}
 _SCIPY = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 _SDE = {
     "euler": "ito",
@@ -59,18 +61,30 @@ class _Flow:
         return [abs(self.coordinates.clock(k) - self.coordinates.clock(self.first)) for k in knots]
 
     def __call__(self, tau: float, y: Tensor) -> Tensor:
+        return self.velocity(y, self.instant(tau))
+
+    def instant(self, tau: float) -> Knot:
         if tau <= 0:
-            t = self.first
-        elif tau >= self.length:
-            t = self.last
-        else:
-            t = self.coordinates.knot(self.first, self.coordinates.clock(self.first) + self.sign * tau)
+            return self.first
+        if tau >= self.length:
+            return self.last
+        return self.coordinates.knot(self.first, self.coordinates.clock(self.first) + self.sign * tau)
+
+    def instants(self, tau: np.ndarray) -> Knot:
+        """One instant a sample, tau (B,), none past either end."""
+        inside = (tau > 0) & (tau < self.length)
+        clock = self.coordinates.clock(self.first) + self.sign * np.where(inside, tau, self.length / 2)
+        low, high = sorted((self.first.time, self.last.time))
+        time = np.clip(self.coordinates.knot(self.first, clock).time, low, high)
+        return self.first.schedule.knot(np.where(inside, time, np.where(tau <= 0, self.first.time, self.last.time)))
+
+    def velocity(self, y: Tensor, t: Knot) -> Tensor:
+        """dy/dtau at t; `ModelError` where it is not finite."""
         p = self.model(combine(linear(y, self.coordinates.scale(t))), t)
         velocity = combine(self.coordinates.velocity(p) * self.sign)
         if not bool(torch.isfinite(velocity).all()):  # these libraries would look for a step size for ever, or fail far from the cause
-            raise ModelError(
-                f"at time {t.time:g} the model returned NaN or infinity: check the network there, or end the grid short of it."
-            )
+            time = np.max(np.where(torch.isfinite(velocity).flatten(1).all(1).cpu().numpy(), -np.inf, t.time))
+            raise ModelError(f"at time {time:g} the model returned NaN or infinity: check the network there, or end the grid short of it.")
         return velocity
 
     def start(self, x: Tensor) -> Tensor:
@@ -138,17 +152,112 @@ def _gave_up(delegate: object, why: object) -> ModelError:
     return ModelError(f"{delegate!r} gave up ({why}): the model is NaN or too rough for this tolerance; loosen it or use fixed steps.")
 
 
+class _Watch:
+    """torchode's step size control, and a record of it: where each sample is (tau, y), whether it is still going, what it rejected.
+
+    torchode steps the samples that have ended along with the others, by 0, and counts those calls as theirs: this tells them apart.
+    """
+
+    def __init__(self, control: Any, length: float, y: Tensor):
+        self.control, self.length, self.y = control, length, y
+        self.init, self.merge_states = control.init, control.merge_states
+        self.tau, self.going = np.zeros(len(y)), np.ones(len(y), dtype=bool)
+        self.each, self.rejected = np.zeros((2, len(y)), dtype=np.int64)
+
+    def adapt_step_size(self, t0: Any, dt: Any, y0: Any, step_result: Any, state: Any, stats: Any) -> Any:
+        accept, *answer = self.control.adapt_step_size(t0, dt, y0, step_result, state, stats)
+        self.y = torch.where(accept[:, None], step_result.y, y0)
+        self.tau = torch.where(accept, t0 + dt, t0).detach().cpu().numpy()
+        self.rejected += self.going & ~accept.cpu().numpy()
+        self.going = self.tau < self.length
+        return (accept, *answer)
+
+
+@dataclass(frozen=True)
+class TorchODE:
+    """torchode's solver on the probability flow (Lienen & Gunnemann 2022): every sample has its own steps. method: dopri5, tsit5, heun.
+
+    coefficients: (P, I, D) of its step size control, by default torchode's own; (0, 1, 0) is the plain integral control. `Solution.calls`
+    counts the answers for the whole batch, `each` those up to a sample's own end. A sample that needs more than `most_steps` steps stops
+    the run: `reached` is false. Needs `pip install torchode`.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    coordinates: Coordinates = Time()
+    coefficients: tuple[float, float, float] = (0.2, 0.5, 0.0)
+    most_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        choose("torchode method", self.method, _TORCHODE)
+        _tolerances(self.rtol, self.atol)
+        if len(self.coefficients) != 3 or self.most_steps < 1:
+            raise UserError(f"TorchODE needs three coefficients (P, I, D) and at least one step, not {self!r}.")
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(f"torchode {self.method}; Lienen & Gunnemann 2022", inverse="approximate")
+
+    @property
+    def adaptive(self) -> bool:
+        return True
+
+    @property
+    def inverse(self) -> TorchODE:
+        return self
+
+    def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None = None) -> Solution:
+        """From x at the first knot to the last. `UserError` if torchode is not there."""
+        torchode = _torchode()
+        counted = Counted(model)
+        flow = _Flow(counted, self.coordinates, knots[0], knots[-1])
+        if flow.length == 0:
+            return Solution(x, (knots[0], knots[-1]), 0, each=np.zeros(len(x), dtype=np.int64))
+        y = flow.start(x).flatten(1)
+        tau = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+        def rate(tau: Tensor, y: Tensor) -> Tensor:
+            before = counted.calls
+            found = flow.velocity(y.reshape(x.shape), flow.instants(tau.detach().cpu().numpy())).flatten(1)
+            watch.each[watch.going] += counted.calls - before
+            return found
+
+        term = torchode.ODETerm(rate)
+        watch = _Watch(torchode.PIDController(self.atol, self.rtol, *self.coefficients, term=term).to(x.device), flow.length, y)
+        method = getattr(torchode, _TORCHODE[self.method])(term=term)
+        steps = torchode.AutoDiffAdjoint(method, watch, max_steps=self.most_steps, backprop_through_step_size_control=False)
+        found = steps.solve(torchode.InitialValueProblem(y, tau, tau + flow.length), term)
+        end = flow.instants(watch.tau) if watch.going.any() else knots[-1]
+        state = combine(linear(watch.y.reshape(x.shape), self.coordinates.scale(end)))
+        reason = ""
+        if watch.going.any():
+            why = torchode.Status(int(found.status.max())).name.lower().replace("_", " ")
+            reason = f"torchode: {why} ({int(watch.going.sum())} of {len(x)} samples short of the end)"
+        return Solution(state, (knots[0], end), 0, reached=not reason, reason=reason, each=watch.each, rejected=watch.rejected)
+
+
+def _torchode() -> Any:
+    try:
+        import torchode
+    except ImportError as missing:
+        raise UserError(f"TorchODE hands the flow to torchode, which cannot be imported ({missing}): pip install torchode") from None
+    return torchode
+
+
 @dataclass(frozen=True)
 class SciPy:
     """`scipy.integrate.solve_ivp` on the probability flow of the flattened batch, in float64; the network sees the state's dtype.
 
     method "RK45" in Time coordinates with rtol = atol = 1e-5 is score-SDE's black-box sampler (Song et al. 2021, appendix D.4).
+    each: one run for each sample, with steps of its own; `Solution.each` has the calls of each, `calls` their sum.
     """
 
     method: str = "RK45"
     rtol: float = 1e-5
     atol: float = 1e-5
     coordinates: Coordinates = Time()
+    each: bool = False
 
     def __post_init__(self) -> None:
         choose("SciPy method", self.method, _SCIPY)
@@ -168,20 +277,39 @@ class SciPy:
 
     def run(self, model: Model, x: Tensor, knots: Sequence[Knot], noise: Noise | None = None) -> Solution:
         """From x at the first knot to the last. `reached` is false, with the reason, if SciPy gives up."""
+        if not self.each:
+            return self._together(model, x, knots)
+        runs, calls = [], []
+        for i in range(len(x)):
+            counted = Counted(model.rows(torch.tensor([i])))
+            runs.append(self._together(counted, x[i : i + 1], knots))
+            calls.append(counted.calls)
+        short = [f"sample {i}: {run.reason}" for i, run in enumerate(runs) if not run.reached]
+        return Solution(
+            torch.cat([run.x for run in runs]) if runs else x,
+            (knots[0], knots[-1]),
+            0,
+            reached=not short,
+            reason="; ".join(short[:3]) + (" ..." if len(short) > 3 else ""),
+            each=np.array(calls, dtype=np.int64),
+        )
+
+    def _together(self, model: Model, x: Tensor, knots: Sequence[Knot]) -> Solution:
         from scipy.integrate import solve_ivp
 
         flow = _Flow(model, self.coordinates, knots[0], knots[-1])
 
-        def field(tau: float, y: np.ndarray) -> np.ndarray:
+        def rate(tau: float, y: np.ndarray) -> np.ndarray:
             state = torch.as_tensor(y.reshape(x.shape)).to(device=x.device, dtype=x.dtype)
             return flow(tau, state).double().cpu().numpy().ravel()
 
         y0 = flow.start(x).double().cpu().numpy().ravel()
-        found = solve_ivp(field, (0.0, flow.length), y0, method=self.method, rtol=self.rtol, atol=self.atol)
+        found = solve_ivp(rate, (0.0, flow.length), y0, method=self.method, rtol=self.rtol, atol=self.atol)
         y = torch.as_tensor(found.y[:, -1].reshape(x.shape)).to(device=x.device, dtype=x.dtype)
+        end = knots[-1] if found.success else flow.instant(float(found.t[-1]))
         return Solution(
-            flow.end(y),
-            (knots[0], knots[-1]),
+            combine(linear(y, self.coordinates.scale(end))),
+            (knots[0], end),
             0,
             reached=bool(found.success),
             reason="" if found.success else found.message,
@@ -274,4 +402,4 @@ class TorchSDE:
         return Solution(y.reshape(x.shape), tuple(knots), 0)
 
 
-DELEGATES = (TorchDiffEq, SciPy, TorchSDE)
+DELEGATES = (TorchDiffEq, TorchODE, SciPy, TorchSDE)
