@@ -31,6 +31,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/strong_order.py
 	$(BIN)/python benchmarks/error_bound.py
 	$(BIN)/python benchmarks/default.py ring8
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/adaptive_settings.py
+	$(BIN)/python benchmarks/adaptive_overhead.py
+	$(BIN)/python benchmarks/adaptive_sde.py
 
 certificates: $(READY)
 	$(BIN)/python benchmarks/certificates.py
