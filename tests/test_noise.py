@@ -297,6 +297,120 @@ def test_inside_the_last_level_the_area_from_a_leaf_s_end_has_its_law(t):
         uncorrelated(w, h)
 
 
+# --- one interval a sample ---------------------------------------------------------------------------------------------
+
+
+def sample_by_sample(source, index, a, b, key=0):
+    """What the float calls of each sample alone give: (W, H)."""
+    parts = [source.on(state(1, 2), index[i : i + 1]).area(float(a[i]), float(b[i]), key) for i in range(len(index))]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), key=st.integers(0, 2), low=st.sampled_from([1e-4, -1.0]), depth=st.sampled_from([24, 60]))
+def test_a_query_for_each_sample_is_that_of_the_same_path(data, key, low, depth):
+    """To rounding: the interval a sample has is cut as the float call cuts it, at the same nodes with the same normal numbers."""
+    source, n = Brownian(5, (low, 1e4), depth), data.draw(st.integers(1, 6))
+    times = st.one_of(wide_times, st.sampled_from([low, 1e4, 1.0, 0.01, 0.5 * (low + 1e4)]), st.floats(2.0, 2.001))
+    index = torch.tensor(data.draw(st.lists(st.integers(0, 2**40), min_size=n, max_size=n)))
+    noise = source.on(state(n, 2), index)
+    for _ in range(3):  # what was asked before must not matter
+        a, b = (np.array(data.draw(st.lists(times, min_size=n, max_size=n))) for _ in "ab")
+        w, h = noise.area(a, b, key)
+        assert torch.equal(w, noise(a, b, key))
+        for mine, its in zip((w, h), sample_by_sample(source, index, a, b, key), strict=True):
+            allowed = 1e-12 * np.sqrt(np.abs(b - a)) + 1e-15 / np.maximum(np.abs(b - a), 1e-9)
+            assert ((mine - its).abs().amax(1) <= torch.from_numpy(allowed)).all()
+
+
+@sources
+@settings(max_examples=12, deadline=None)
+@given(data=st.data(), key=st.integers(0, 2))
+def test_a_sample_has_its_own_interval_in_any_batch(source, data, key):
+    """Bitwise, whatever the others ask, and after samples have left."""
+    n = 7
+    a, b = (np.array(data.draw(st.lists(st.floats(1e-4, 1.0), min_size=n, max_size=n))) for _ in "ab")
+    noise = source.on(state(n, 3))
+    w, h = noise.area(a, b, key)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n, unique=True)))
+    for part in (source.on(state(len(rows), 3), rows), noise.rows(rows), source.on(state(n, 3)).rows(rows)):
+        for _ in range(2):
+            mine = part.area(a[rows.numpy()], b[rows.numpy()], key)
+            assert torch.equal(mine[0], w[rows])
+            assert torch.equal(mine[1], h[rows])
+            part(b[rows.numpy()], np.sqrt(a[rows.numpy()]), key)
+    assert torch.equal(noise(a, b, key), w)
+
+
+def test_parts_of_a_large_batch_are_the_samples_of_small_ones(monkeypatch):
+    """Queries go through a batch part by part, and samples that leave take what is known with them."""
+    monkeypatch.setattr("sdediff.noise._ROWS", 4)
+    source, n = Brownian(2, WIDE, 12), 11
+    a, b = np.linspace(0.1, 3.0, n), np.linspace(0.2, 700.0, n)
+    noise = source.on(state(n, 3))
+    w, h = noise.area(a, b)
+    for rows in (torch.tensor([10, 0, 3, 4, 7]), torch.arange(n) % 3 == 0):
+        left = noise.rows(rows)
+        for which in (rows.numpy(),) * 2:
+            assert all(torch.equal(x, y) for x, y in zip(left.area(a[which], b[which]), (w[rows], h[rows]), strict=True))
+    alone = [source.on(state(1, 3), range(i, i + 1)).area(a[i : i + 1], b[i : i + 1]) for i in range(n)]
+    assert torch.equal(torch.cat([part[0] for part in alone]), w)
+    assert torch.equal(torch.cat([part[1] for part in alone]), h)
+
+
+@sources
+def test_one_end_for_all_and_one_interval_for_all(source):
+    noise, low = source.on(state(5, 2)), source.range[0] if isinstance(source, Brownian) else 0.0
+    a, b = np.linspace(0.1, 0.5, 5), np.full(5, 0.7)
+    assert torch.equal(noise(a, 0.7), noise(a, b))
+    assert torch.equal(noise(0.7, a), noise(b, a))
+    together = noise(np.full(5, 0.2), b)
+    assert torch.allclose(together, noise(0.2, 0.7), rtol=0, atol=1e-14)
+    same = noise.area(a, np.where(np.arange(5) == 2, a, b))
+    assert all(part[2].abs().max() == 0 and part[[0, 1, 3, 4]].abs().min() > 0 for part in same)
+    with pytest.raises(UserError, match="needs 5 ends"):
+        noise(a[:3], 0.7)
+    if isinstance(source, Brownian):
+        with pytest.raises(UserError, match="not at 20000"):
+            noise(np.where(np.arange(5) == 2, 2e4, a), b)
+        assert torch.allclose(noise.at(a), noise(np.full(5, low), a).flatten(1), rtol=0, atol=0)
+        assert torch.equal(noise(b, a), -noise(a, b))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), key=st.integers(0, 5))
+def test_white_for_each_sample_is_the_float_call_of_each(data, key):
+    n, times = data.draw(st.integers(1, 6)), st.one_of(st.floats(-10, 10), st.sampled_from([0.0, -0.0]))
+    a, b = (np.array(data.draw(st.lists(times, min_size=n, max_size=n))) for _ in "ab")
+    index = torch.tensor(data.draw(st.lists(st.integers(0, 2**40), min_size=n, max_size=n)))
+    w, h = White(-3).on(state(n, 2), index).area(a, b, key)
+    its = sample_by_sample(White(-3), index, a, b, key)
+    assert torch.equal(w, its[0])
+    assert torch.equal(h, its[1])
+
+
+@pytest.mark.parametrize("depth", [3, 24])
+def test_own_intervals_have_their_law_and_add_up(depth):
+    """Every sample its own cuts; W and H of the pieces are normal, independent, and put together are those of the whole."""
+    rng = np.random.default_rng(0)
+    cuts = np.sort(np.exp(rng.uniform(math.log(1e-4), math.log(1e4), (4, len(MANY)))), axis=0)
+    noise, parts = Brownian(11, WIDE, depth).on(MANY), []
+    whole, sums = noise.area(cuts[0], cuts[3]), None
+    for a, b in pairwise(cuts):
+        w, h = noise.area(a, b)
+        if depth == 24:
+            parts += [w / torch.from_numpy(np.sqrt(b - a))[:, None], h / torch.from_numpy(np.sqrt((b - a) / 12))[:, None]]
+        lengths = [torch.from_numpy(v)[:, None] for v in (a - cuts[0], b - a)]
+        sums = (w, h) if sums is None else chasles(sums, (w, h), *lengths)
+    scale = torch.from_numpy(np.sqrt(cuts[3] - cuts[0]))[:, None]
+    for mine, its in zip(sums, whole, strict=True):
+        assert float(((mine - its) / scale).abs().max()) < (1e-11 if depth == 24 else 1e-7)
+    for part in parts:
+        looks_normal(part)
+    for i, j in ((0, 1), (0, 2), (1, 3), (2, 3), (2, 5), (4, 5)) if parts else ():
+        uncorrelated(parts[i], parts[j])
+
+
 # --- once broken --------------------------------------------------------------------------------
 
 
