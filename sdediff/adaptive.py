@@ -220,7 +220,7 @@ class PID(Controller):
     def _why(self, plan: Plan, arrived, rough, broken, tried) -> np.ndarray:
         """Why a sample stops here, or is not to be trusted; "" if all is well."""
         why = np.full(len(arrived), "", object)
-        often = (plan.tries > _MANY) & (plan.tries - plan.taken > _OFTEN * plan.tries)
+        often = plan.all.varies & (plan.tries > _MANY) & (plan.tries - plan.taken > _OFTEN * plan.tries)
         why[arrived & often] = "a fifth of the steps were rejected: the model seems rough in time (see time_roughness, smooth_time)"
         if self.floor:
             why[arrived & rough] = f"rough in time, so it was solved to {self.floor:.2g} only (see time_roughness, smooth_time)"
@@ -260,7 +260,7 @@ class PID(Controller):
     def _first(self, first: Knot, last: Knot) -> float:
         """The first step: in Angle coordinates the velocity turns about once a radian, so Euler's step dtheta is wrong by dtheta^2/2."""
         theta = math.atan2(first.sigma, first.alpha * self.data_std)
-        turn = min(math.sqrt(4 * self._local(self.atol + self.rtol * self.data_std)), 0.5)
+        turn = min(math.sqrt(4 * self._local(max(self.atol + self.rtol * self.data_std, self.floor))), 0.5)
         to = min(max(theta - turn if last.lam > first.lam else theta + turn, 0.01), math.pi / 2 - 0.01)
         if self.clock == "angle":
             return turn
