@@ -35,6 +35,8 @@ SETTINGS: dict[str, tuple[AdaptiveAdams, dict]] = {
     "x0 in the angle": (AdaptiveAdams(predicts="x0"), {}),
     "x0 in lam": (AdaptiveAdams(predicts="x0", axis="lam"), {}),
     "flow in the angle": (AdaptiveAdams(predicts="flow"), {}),
+    "v in lam": (AdaptiveAdams(axis="lam"), {}),
+    "flow in lam": (AdaptiveAdams(predicts="flow", axis="lam"), {}),
     "flow in the fraction": (AdaptiveAdams(predicts="flow", axis="fraction"), {}),
     "two calls a step": (AdaptiveAdams(evaluations=2), {}),
 }
