@@ -87,9 +87,9 @@ def solve(
     """Run `solver` on `model` from the state x (B, ...) at the first knot to the last one; see `march` for the arguments.
 
     controller: knots, or `PID(atol=...)` for an error at the end instead, each sample with its own steps. grad: keep the graph; path: keep
-    the state at every knot, and with it the solution between them, `Solution.at(t)`; error: on knots, sum each sample's error estimates into `Solution.error`, for methods
-    that have one (a corrector: what it changed; docs/solvers.md says how far to trust the sum). A delegate (`TorchDiffEq(...)`) goes
-    wherever a solver goes.
+    the state at every knot, and with it the solution between them, `Solution.at(t)`; error: on knots, sum each sample's error estimates
+    into `Solution.error`, for methods that have one (a corrector: what it changed; docs/solvers.md says how far to trust the sum). A
+    delegate (`TorchDiffEq(...)`) goes wherever a solver goes.
     Raises `ModelError`, naming time and step, if the model answers with another shape or dtype or the state becomes NaN or infinite;
     `UserError` for a state that does not fit the model, or a stochastic solver without noise.
     """
