@@ -34,7 +34,6 @@ bench: $(READY)
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/adaptive_settings.py
 	$(BIN)/python benchmarks/adaptive_overhead.py
-	$(BIN)/python benchmarks/adaptive_sde.py
 
 certificates: $(READY)
 	$(BIN)/python benchmarks/certificates.py
