@@ -9,7 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "encode_decode.md", ROOT / "docs" / "default.md")
+NAMES = ("encode_decode", "default", "adaptive", "adaptive_sde", "rough_time")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES))
 SCRIPTS = [script for page in PAGES for script in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
