@@ -7,7 +7,7 @@ python benchmarks/adaptive_sde.py [samples of the last part, 1000000 by default;
 2. The bias of mean and variance against the tolerance: Gotta Go Fast as published (noise drawn again after a rejection) against the exact
    marginal; on a path, and ShARK, against fine steps on the same paths, sample by sample, which leaves little Monte-Carlo noise; and ShARK
    on the fixed grid with as many calls, where nothing is rejected.
-3. The same three against the exact marginal with a million samples each, at the settings of MILLION.
+3. The same three against the exact marginal with a million samples each, at the settings of MILLION; and the same paths on a fixed grid.
 Prints tables, writes docs/results/adaptive_sde.csv and docs/img/adaptive_sde.png.
 """
 
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -38,7 +38,6 @@ DEPTH = 12  # of the paths of parts 2 and 3: a step goes over dozens of leaves, 
 PATHS, FINE, PART = 256, 3000, 8192
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 PAIRED, COARSE = 16384, {"published": (0.1, 0.05, 0.02, 0.01), "path": (0.1, 0.05, 0.02, 0.01), "ShARK": (0.1, 0.03, 0.01, 0.002)}
-MILLION = (("published", 0.02), ("path", 0.02), ("ShARK", 0.002))
 MEANS, STDS, WEIGHTS = np.array([[0.6, 0.0], [-0.6, 0.3]]), np.array([0.5, 0.6]), np.array([0.4, 0.6])
 
 
@@ -115,15 +114,44 @@ def model() -> Mixture:
     return Mixture(MEANS, STDS, WEIGHTS, schedule=SCHEDULE)
 
 
-def method(name: str, atol: float, steps: int = 0) -> tuple[Any, Any, Any]:
-    """(solver, controller, noise); with `steps` a fixed grid."""
-    first, last = SCHEDULE.knots(SPAN)
-    if steps:
-        return ShARK(), LogSNR().knots(SCHEDULE, steps, *SPAN), Brownian(0, (last.u2, first.u2), DEPTH)
-    if name == "ShARK":
-        return ShARK(), PID(atol=atol, times=SPAN, most_calls=20_000), Brownian(0, (last.u2, first.u2), DEPTH)
-    noise = White(0) if name == "published" else Brownian(0, (last.time, first.time), DEPTH)
-    return GottaGoFast(), GottaGoFastControl(atol, atol, SPAN), noise
+class Setting(NamedTuple):
+    """A method with its tolerance; with `steps`, on the fixed grid instead. seed: of the paths and the starts."""
+
+    name: str
+    atol: float
+    steps: int = 0
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        return self.name + (", fixed" if self.steps else "") + (f", seed {self.seed}" if self.seed else "")
+
+    def method(self) -> tuple[Any, Any, Any]:
+        """(solver, controller, noise)."""
+        (first, last), shark = SCHEDULE.knots(SPAN), self.name == "ShARK"
+        ends = (last.u2, first.u2) if shark else (last.time, first.time)
+        noise = White(self.seed) if self.name == "published" else Brownian(self.seed, ends, DEPTH)
+        if self.steps:
+            control = (LogSNR() if shark else Uniform()).knots(SCHEDULE, self.steps, *SPAN)
+        else:
+            control = PID(atol=self.atol, times=SPAN, most_calls=20_000) if shark else GottaGoFastControl(self.atol, self.atol, SPAN)
+        return ShARK() if shark else GottaGoFast(), control, noise
+
+    def starts(self, samples: int) -> Iterator[tuple[Tensor, range]]:
+        """Exact samples of the marginal at the start in parts of PART, and which they are."""
+        for first in range(0, samples, PART):
+            n = min(PART, samples - first)
+            yield model().sample(n, SCHEDULE.knot(SPAN[0]), seed=1000 + first + 899_000 * self.seed), range(first, first + n)
+
+
+MILLION = (
+    Setting("published", 0.02),
+    Setting("path", 0.02),
+    Setting("path", 0.02, steps=80),
+    Setting("path", 0.02, seed=1),
+    Setting("path", 0.02, steps=80, seed=1),
+    Setting("ShARK", 0.002),
+)
 
 
 def truth() -> tuple[np.ndarray, np.ndarray, float]:
@@ -165,32 +193,25 @@ class Moments:
         return Row(part, name, atol, self.count, calls, rejected, *[math.nan] * 3, *pairs)
 
 
-def biased(part: str, name: str, atol: float, samples: int, reference: list[Tensor] | None, steps: int = 0) -> Row:
-    """Run `samples` in parts of PART and take the moments."""
-    solver, control, source = method(name, atol, steps)
+def biased(part: str, setting: Setting, samples: int, reference: list[Tensor] | None) -> Row:
+    """Run `samples` and take the moments."""
+    solver, control, source = setting.method()
     moments, calls, rejected = Moments.none(), 0.0, 0.0
-    for i, first in enumerate(range(0, samples, PART)):
-        x, index = begin(first, min(first + PART, samples))
+    for i, (x, index) in enumerate(setting.starts(samples)):
         run = solve(solver, model(), x, control, noise=source.on(x, index))
-        assert run.each is not None
         moments.add(run.x, None if reference is None else reference[i])
+        assert run.each is not None
         calls, rejected = calls + run.each.sum() / samples, rejected + np.sum(run.rejected) / samples
-    return moments.row(part, name, atol, calls, rejected)
-
-
-def begin(first: int, last: int) -> tuple[Tensor, range]:
-    """Exact samples of the marginal at the start, and which they are."""
-    return model().sample(last - first, SCHEDULE.knot(SPAN[0]), seed=1000 + first), range(first, last)
+    return moments.row(part, setting.label, setting.atol, calls, rejected)
 
 
 def fine(name: str) -> list[Tensor] | None:
     """The ends of the same paths by many steps."""
     if name == "published":
         return None
-    solver, _, source = method(name, 1.0)
-    grid = LogSNR().knots(SCHEDULE, 400, *SPAN) if name == "ShARK" else Uniform().knots(SCHEDULE, 800, *SPAN)
-    starts = (begin(i, min(i + PART, PAIRED)) for i in range(0, PAIRED, PART))
-    return [solve(solver, model(), x, grid, noise=source.on(x, index)).x for x, index in starts]
+    setting = Setting(name, 0.0, steps=400 if name == "ShARK" else 800)
+    solver, grid, source = setting.method()
+    return [solve(solver, model(), x, grid, noise=source.on(x, index)).x for x, index in setting.starts(PAIRED)]
 
 
 def weak() -> Iterator[Row]:
@@ -198,10 +219,10 @@ def weak() -> Iterator[Row]:
     for name, tolerances in COARSE.items():
         reference = fine(name)
         for atol in tolerances:
-            row = biased("weak", name, atol, PAIRED, reference)
+            row = biased("weak", Setting(name, atol), PAIRED, reference)
             yield row
             if name == "ShARK":
-                yield biased("weak", "ShARK, fixed", atol, PAIRED, reference, steps=round(row.calls / 2))
+                yield biased("weak", Setting(name, atol, steps=round(row.calls / 2)), PAIRED, reference)
 
 
 # --- what is shown -----------------------------------------------------------------------------------------------------
@@ -270,7 +291,7 @@ def main() -> None:
     """All three parts."""
     torch.set_num_threads(1)
     samples, rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000, []
-    million = (biased("million", name, atol, samples, None) for name, atol in MILLION if samples)
+    million = (biased("million", setting, samples, None) for setting in MILLION if samples)
     for part in (strong(), weak(), million):
         began = time.process_time()
         for row in part:
