@@ -325,8 +325,9 @@ class _Functionals:
     def _leaf(self, leaf: _Level) -> tuple[np.ndarray, np.ndarray, _Terms]:
         """In the leaf of a what lies after a, in that of b what lies before b; in one leaf what lies before b less what lies before a."""
         joint = leaf.name[0] == leaf.name[1]
-        after = _pair(~joint, np.zeros_like(joint))
-        share = _pair(np.where(joint, -1.0, 1.0), np.ones(joint.shape))
+        within = joint & (self.ends[1] < leaf.high[1])
+        after = _pair(~within, np.zeros_like(joint))
+        share = _pair(np.where(within, -1.0, 1.0), np.where(joint & ~within, 0.0, 1.0))
         own = self._piece(np.where(after, self.ends, leaf.low), np.where(after, leaf.high, self.ends), share)
         w, h, *terms = _split_rows(leaf, self.ends, own, (0.0, 0.0), after)
         return w, h, self._together(leaf, *terms)
