@@ -64,7 +64,7 @@ def rms(x: Tensor | Linear) -> np.ndarray:
 
 
 def _tuple(like: tuple, parts: list) -> tuple:
-    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+    return tuple(parts) if type(like) is tuple else type(like)(*parts)  # a NamedTuple takes its fields one by one
 
 
 def _knot(like: Knot, part: Callable[[str], Any]) -> Knot:

@@ -95,7 +95,7 @@ def solve(
     """
     _check_state(model, x)
     counted = Counted(model, each=np.zeros(len(x), np.int64))
-    if error and not (isinstance(solver, Solver) and (solver.estimates or solver.embedded)):
+    if error and not (isinstance(solver, Solver) and solver.estimates):
         raise UserError(f"{solver!r} has no error estimate: take a method with a corrector, such as UniPC(order=3).")
     with torch.set_grad_enabled(grad):
         if isinstance(solver, Delegate):

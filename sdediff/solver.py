@@ -70,8 +70,8 @@ class Solver(ABC, Generic[M]):
 
     @property
     def estimates(self) -> bool:
-        """Whether its steps come with an error estimate."""
-        return False
+        """Whether its steps come with an error estimate: of their own, or (multistep with corrector) of the step before."""
+        return self.embedded
 
     @property
     def embedded(self) -> bool:

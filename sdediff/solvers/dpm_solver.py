@@ -86,10 +86,6 @@ class _SingleStep(OneStep):
         return sum(self._stages(t, s) for t, s in pairwise(knots))
 
     @property
-    def estimates(self) -> bool:
-        return self.order > 1
-
-    @property
     def embedded(self) -> bool:
         return self.order > 1
 

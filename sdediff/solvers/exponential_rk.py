@@ -107,10 +107,6 @@ class EmbeddedExponential(Solver[Tensor | None]):
         return Facts("Hochbruck & Ostermann 2010, sec. 2.3", ode=self.order, inverse="approximate", evals=self._pair.stages)
 
     @property
-    def estimates(self) -> bool:
-        return True
-
-    @property
     def embedded(self) -> bool:
         return True
 

@@ -140,10 +140,6 @@ class EmbeddedRungeKutta(Solver[Tensor | None]):
         return Facts(reference, ode=self.order, inverse="approximate", evals=self._pair.stages - 1)
 
     @property
-    def estimates(self) -> bool:
-        return True
-
-    @property
     def embedded(self) -> bool:
         return True
 
