@@ -683,3 +683,14 @@ def test_pid_is_a_value():
     pid = PID(1e-3, 1e-2, clock="lam", times=(1.0, 0.0))
     assert eval(repr(pid), {"PID": PID}) == pid
     assert hash(pid) == hash(PID(1e-3, 1e-2, clock="lam", times=(1.0, 0.0)))
+
+
+def test_a_step_is_taken_up_to_its_tolerance_and_no_further():
+    """At power q the estimate may be 2.5 q times the tolerance of the end, in the frame of unit variance: a hair less is taken."""
+    model, x = Gaussian([0.0], 0.25, schedule=VPLinear()), torch.zeros(2, 1, dtype=torch.float64)
+    controller, solver = PID(atol=1e-3), AdaptiveAdams()
+    t, s, plan = controller.start(solver, model, x)
+    for size, taken in ((0.999, True), (1.001, False)):
+        step = solver.step(model, x, t, s, solver.init(model, x, t))
+        error = torch.full_like(x, size * 2.5 * 2 * 1e-3)
+        assert controller.judge(t, s, x, step._replace(error=error), plan).accept.tolist() == [taken] * 2
