@@ -104,6 +104,21 @@ TEXTS: dict[str, list[str]] = {
         "Consistency()",
         *(f"{name}(eta={eta})" for name in ("SRA1", "ShARK") for eta in (0.0, 0.5, 1.0)),
     ],
+    "exactly invertible": [
+        *(f"AsynchronousLeapfrog(order={p}, clock={c!r})" for p in (2, 4) for c in ("roots", "root", "lam")),
+        *(f"{name}(clock={c!r})" for name in ("Leapfrog", "Milne") for c in ("roots", "lam")),
+        "FixedPoint()",
+        "FixedPoint(base=Heun())",
+        *(f"EDICT(p={p}, leapfrog={a})" for p in (0.93, 0.8) for a in (True, False)),
+        *_each("BDIA(gamma={})", 1.0, 0.5),
+        "OBELM()",
+        *_each("ReversibleHeun({})", "Angle()", "Sigma()", "Time()"),
+        "Reversible()",
+        *_each("Reversible(base={}, couple=0.9)", "'euler'", "'midpoint'", "'rk3'", "'rk4'"),
+        *_each("Reversible(base={}, couple=0.9)", "DPMSolverPP(order=2)", "ExponentialRungeKutta(tableau='etd3rk')"),
+        "Rex()",
+        *(f"Rex(tableau={t!r}, predicts={m!r}, couple=0.9)" for t in ("midpoint", "rk4") for m in ("x0", "eps")),
+    ],
 }
 
 

@@ -4,16 +4,24 @@ A solver is a frozen value, a model is a function, a time grid is a tuple of exa
 """
 
 from .adaptive import PID
+from .adjoint import differentiable
+from .budget import Budget, LogLikelihood
 from .checkpoint import load_model, save_model
 from .combine import Linear, combine, linear
 from .control import Controller, Fixed
 from .coordinates import Angle, Coordinates, Sigma, Time
 from .coupled import DPMSolverAdaptive, KDiffusionPID
+from .dequantise import Levels
+from .elbo import Bound, DiscretizedDecoder, GaussianDecoder, continuous_bound, elbo, noise_weights
 from .external import SciPy, TorchDiffEq, TorchODE, TorchSDE
 from .grid import AngleUniform, AsinhLogSNR, DDPMSubsequence, Grid, Karras, LogSNR, Power, Quadratic, Times, Uniform
-from .inversion import Latent, decode, encode, interpolate
+from .inversion import decode, encode, interpolate
+from .invertible import Inverse, Invertible, Kept, Symmetric
+from .latent import Latent, Origin, load_latent
+from .likelihood import log_likelihood
 from .names import UserError
 from .noise import Brownian, White
+from .noise_inversion import NoiseLatent, decode_noise, encode_noise, load_noise
 from .oracle import Empirical, Gaussian, Mixture
 from .phi import ExponentialTableau, res2, res3
 from .picard import ParallelSolution, picard
@@ -22,6 +30,7 @@ from .published import GottaGoFastControl
 from .recorded import Recorded
 from .result import Frame, Solution, Step
 from .roughness import Roughness, smooth_time, time_roughness
+from .round_trip import Determinism, RoundTrip, determinism, round_trip
 from .sampling import knots_for, latents, recommend, sample
 from .schedule import Knot, Schedule
 from .schedules import EDM, VE, DiscreteVP, FlowMatching, Shifted, SubVP, VPCosine, VPLinear
@@ -29,19 +38,23 @@ from .score import Objective, ScoreNet
 from .solve import march, solve
 from .solver import Ancestral, Facts, OneStep, Solver
 from .solvers import (
+    BDIA,
     DDIM,
     DDPM,
     DEIS,
     DPM2,
+    EDICT,
     ERSDE,
     IPNDM,
     LMS,
+    OBELM,
     PNDM,
     SEEDS,
     SRA1,
     AdaptiveAdams,
     AnalyticDPM,
     AnnealedLangevin,
+    AsynchronousLeapfrog,
     Between,
     Consistency,
     DEISRungeKutta,
@@ -60,13 +73,19 @@ from .solvers import (
     EulerMaruyama,
     ExponentialAdams,
     ExponentialRungeKutta,
+    FixedPoint,
     GottaGoFast,
     Heun,
     Langevin,
+    Leapfrog,
+    Milne,
     PredictorCorrector,
     Renoise,
     Restart,
     ReverseDiffusion,
+    Reversible,
+    ReversibleHeun,
+    Rex,
     RungeKutta,
     SASolver,
     ScorePower,
@@ -77,20 +96,24 @@ from .solvers import (
     dpm_solver_orders,
 )
 from .threshold import analytic_first_step, clipped, dynamic_threshold
+from .trace import ExactTrace, Hutchinson, HutchPP
 from .train import Training, fit
 from .weights import Tableau
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BDIA",
     "DDIM",
     "DDPM",
     "DEIS",
     "DPM2",
+    "EDICT",
     "EDM",
     "ERSDE",
     "IPNDM",
     "LMS",
+    "OBELM",
     "PID",
     "PNDM",
     "SEEDS",
@@ -103,8 +126,11 @@ __all__ = [
     "AngleUniform",
     "AnnealedLangevin",
     "AsinhLogSNR",
+    "AsynchronousLeapfrog",
     "Between",
+    "Bound",
     "Brownian",
+    "Budget",
     "Consistency",
     "Controller",
     "Coordinates",
@@ -119,7 +145,9 @@ __all__ = [
     "DPMSolverPP2SAncestral",
     "DPMSolverPPMultistep",
     "DPMSolverPPSDE",
+    "Determinism",
     "DiscreteVP",
+    "DiscretizedDecoder",
     "EDMHeun",
     "EmbeddedExponential",
     "EmbeddedRungeKutta",
@@ -127,30 +155,44 @@ __all__ = [
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
+    "ExactTrace",
     "ExponentialAdams",
     "ExponentialRungeKutta",
     "ExponentialTableau",
     "Facts",
     "Fixed",
+    "FixedPoint",
     "FlowMatching",
     "Frame",
     "Gaussian",
+    "GaussianDecoder",
     "GottaGoFast",
     "GottaGoFastControl",
     "Grid",
     "Heun",
+    "HutchPP",
+    "Hutchinson",
+    "Inverse",
+    "Invertible",
     "KDiffusionPID",
     "Karras",
+    "Kept",
     "Knot",
     "Langevin",
     "Latent",
+    "Leapfrog",
+    "Levels",
     "Linear",
+    "LogLikelihood",
     "LogSNR",
+    "Milne",
     "Mixture",
     "Model",
     "ModelError",
+    "NoiseLatent",
     "Objective",
     "OneStep",
+    "Origin",
     "ParallelSolution",
     "Power",
     "Prediction",
@@ -160,7 +202,11 @@ __all__ = [
     "Renoise",
     "Restart",
     "ReverseDiffusion",
+    "Reversible",
+    "ReversibleHeun",
+    "Rex",
     "Roughness",
+    "RoundTrip",
     "RungeKutta",
     "SASolver",
     "SDEDPMSolverPP",
@@ -176,6 +222,7 @@ __all__ = [
     "Solver",
     "Step",
     "SubVP",
+    "Symmetric",
     "Tableau",
     "Time",
     "Times",
@@ -192,21 +239,32 @@ __all__ = [
     "analytic_first_step",
     "clipped",
     "combine",
+    "continuous_bound",
     "decode",
+    "decode_noise",
+    "determinism",
+    "differentiable",
     "dpm_solver_orders",
     "dynamic_threshold",
+    "elbo",
     "encode",
+    "encode_noise",
     "fit",
     "interpolate",
     "knots_for",
     "latents",
     "linear",
+    "load_latent",
     "load_model",
+    "load_noise",
+    "log_likelihood",
     "march",
+    "noise_weights",
     "picard",
     "recommend",
     "res2",
     "res3",
+    "round_trip",
     "sample",
     "save_model",
     "smooth_time",

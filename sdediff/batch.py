@@ -6,7 +6,7 @@ Whatever belongs to the whole batch (None, numbers, strings, knots of one time) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,26 @@ def rows(index: np.ndarray, tree: Any) -> Any:
     if isinstance(tree, tuple):
         return _tuple(tree, [rows(index, part) for part in tree])
     return tree
+
+
+def merge(parts: Sequence[tuple[np.ndarray, Any]]) -> Any:
+    """One tree of rows that left a batch in parts, each with the places (int64) of its rows: `rows` undone."""
+    index, trees = np.concatenate([i for i, _ in parts]), [tree for _, tree in parts]
+    order = np.argsort(index)
+    return _merged(trees, order)
+
+
+def _merged(trees: list[Any], order: np.ndarray) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat(trees)[torch.as_tensor(order, device=first.device)]
+    if isinstance(first, np.ndarray):
+        return np.concatenate(trees)[order]
+    if isinstance(first, Knot):
+        return _knot(first, lambda name: np.concatenate([getattr(t, name) for t in trees])[order]) if np.ndim(first.time) else first
+    if isinstance(first, tuple):
+        return _tuple(first, [_merged(list(part), order) for part in zip(*trees, strict=True)])
+    return first
 
 
 def rms(x: Tensor | Linear) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import rows
+from .batch import merge, rows
 from .combine import combine
 from .control import Controller, Verdict
 from .dense import Dense
@@ -86,6 +86,7 @@ class Log:
         self.rejected, self.error, self.why = np.zeros(n, np.int64), np.full(n, np.nan), np.full(n, "", object)
         self.path = Path(solver, x) if path else None
         self.schedule: Schedule | None = None
+        self.memories: list[tuple[np.ndarray, Any]] = []  # of the samples that have left, by their places
 
     @property
     def tried(self) -> int:
@@ -109,7 +110,8 @@ class Log:
 
     def _close(self, frame: Frame, index: np.ndarray, leaving: np.ndarray) -> None:
         """Some samples leave."""
-        gone, x, plan = rows(leaving, (index, frame.x, frame.plan))
+        gone, x, plan, memory = rows(leaving, (index, frame.x, frame.plan, frame.memory))
+        self.memories.append((gone, memory))
         self.x = self.x.index_copy(0, torch.as_tensor(gone, device=x.device), x)
         outcome = self.controller.outcome(plan)
         if outcome is not None:
@@ -129,6 +131,7 @@ class Log:
             self.x,
             tuple(self.schedule.knot(row) for row in times),
             counted.calls,
+            merge(self.memories),
             rejected=self.rejected,
             reached=bool(finished.all()),
             reason=_told(self.why),

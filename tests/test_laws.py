@@ -187,6 +187,8 @@ def test_the_inverse_undoes_what_it_promises(solver):
             _ = solver.inverse
         return
     assert solver.inverse.inverse == solver
+    if solver.facts.inverse != "approximate":
+        return _comes_back(solver)
     x, errors = start(), []
     for n in (40, 80):
         up = solve(solver.inverse, mixture(), x, down(n)).x  # "upward" is any direction: encode down, decode up
@@ -195,6 +197,25 @@ def test_the_inverse_undoes_what_it_promises(solver):
     # upward a multistep method starts at the data, where its first-order start counts
     promised = min(solver.facts.ode, 2) if isinstance(solver, Multistep | AdaptiveAdams) else solver.facts.ode
     assert slope(errors) > promised - 0.3, errors
+
+
+def _comes_back(solver):
+    """With its memory, there and back: to the bit of what an integer holds ("bits"), or to rounding in float64 and float32 ("exact").
+
+    `growth`, of methods that have one, is by how much a step multiplies what rounding leaves.
+    """
+    regular, irregular = down(40)[::-1], SCHEDULE.knots([0.02, 0.2, 0.21, 0.6, 0.9])
+    for x, most in ((start(), 1e-12), (start().float(), 1e-5)):
+        for knots in (regular, irregular) if solver.facts.inverse == "bits" else (regular,):
+            up = solve(solver.inverse, mixture(), x, knots)
+            back = solve(solver, mixture(), up.x, knots[::-1], memory=up.memory)
+            assert float((up.x - x).abs().max()) > 0.1
+            if solver.facts.inverse == "bits":
+                assert torch.equal(back.x, solver.held(x, knots[0]))
+                again = solve(solver.inverse, mixture(), back.x, knots, memory=back.memory)  # and from the data up again
+                assert torch.equal(again.x, up.x)
+            off = float((back.x - x).square().mean().sqrt() / x.square().mean().sqrt())
+            assert off < most * getattr(solver, "growth", 1.0) ** (len(knots) - 1)
 
 
 @all_solvers

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..coordinates import COORDINATES
+from ..invertible import Inverse
 from ..names import from_repr
 from ..phi import ExponentialTableau
 from ..weights import Tableau
@@ -10,7 +11,9 @@ from .adams import DEIS, LMS, Between, ExponentialAdams, SASolver
 from .adaptive_adams import AdaptiveAdams
 from .analytic_dpm import AnalyticDPM, ScorePower
 from .ancestral import DPM2Ancestral, DPMSolverPP2SAncestral, DPMSolverPPSDE, EulerAncestral
+from .asynchronous import AsynchronousLeapfrog
 from .consistency import Consistency
+from .couplings import BDIA, EDICT, OBELM
 from .ddim import DDIM, Sigmas
 from .ddpm import DDPM
 from .deis_rk import DEISRungeKutta
@@ -20,9 +23,13 @@ from .edm import DPM2, EDMHeun
 from .ersde import ERSDE
 from .euler_maruyama import EulerMaruyama
 from .exponential_rk import EmbeddedExponential, ExponentialRungeKutta
+from .fixed_point import FixedPoint
 from .gotta_go_fast import GottaGoFast
+from .leapfrog import Leapfrog, Milne
 from .pndm import IPNDM, PNDM
 from .restart import Restart
+from .reversible import Reversible, Rex
+from .reversible_heun import ReversibleHeun
 from .runge_kutta import EmbeddedRungeKutta, Euler, Heun, RungeKutta
 from .score_sde import AnnealedLangevin, Langevin, PredictorCorrector, Renoise, ReverseDiffusion
 from .seeds import SEEDS
@@ -30,19 +37,23 @@ from .sra import SRA1, ShARK
 from .unipc import UniPC
 
 __all__ = [
+    "BDIA",
     "DDIM",
     "DDPM",
     "DEIS",
     "DPM2",
+    "EDICT",
     "ERSDE",
     "IPNDM",
     "LMS",
+    "OBELM",
     "PNDM",
     "SEEDS",
     "SRA1",
     "AdaptiveAdams",
     "AnalyticDPM",
     "AnnealedLangevin",
+    "AsynchronousLeapfrog",
     "Between",
     "Consistency",
     "DEISRungeKutta",
@@ -61,13 +72,19 @@ __all__ = [
     "EulerMaruyama",
     "ExponentialAdams",
     "ExponentialRungeKutta",
+    "FixedPoint",
     "GottaGoFast",
     "Heun",
     "Langevin",
+    "Leapfrog",
+    "Milne",
     "PredictorCorrector",
     "Renoise",
     "Restart",
     "ReverseDiffusion",
+    "Reversible",
+    "ReversibleHeun",
+    "Rex",
     "RungeKutta",
     "SASolver",
     "SDEDPMSolverPP",
@@ -114,11 +131,21 @@ SOLVERS = (
     EmbeddedRungeKutta,
     EulerAncestral,
     ExponentialRungeKutta,
+    FixedPoint,
     SEEDS,
     ERSDE,
     SRA1,
     ShARK,
     GottaGoFast,
+    EDICT,
+    BDIA,
+    OBELM,
+    ReversibleHeun,
+    Reversible,
+    Rex,
+    AsynchronousLeapfrog,
+    Leapfrog,
+    Milne,
 )
 
 VALUES = (*COORDINATES, Between, Sigmas, Tableau, Langevin, Renoise, ScorePower, ExponentialTableau)
@@ -130,5 +157,5 @@ def named(text: str, extra: tuple[type, ...] = ()) -> Any:
 
     `extra` adds classes (the delegates). Raises `UserError` naming what exists and the nearest name.
     """
-    names = {c.__name__: c for c in (*SOLVERS, *extra)}
+    names = {c.__name__: c for c in (*SOLVERS, Inverse, *extra)}
     return from_repr(text, names, values={c.__name__: c for c in VALUES})
