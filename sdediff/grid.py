@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .clock import ANGLE_CLOCKS, angle_at, clock_reading
 from .names import UserError, choose, positive
 from .schedule import Knot, Schedule
 from .schedules import DiscreteVP
@@ -140,13 +141,18 @@ class Karras(_Even):
 
 @dataclass(frozen=True)
 class AngleUniform(_Even):
-    """Evenly spaced in the angle atan(sigma/alpha)."""
+    """Evenly spaced in the angle atan(sigma/alpha), or on a clock of it: "root" (dense at the data), "roots" (at both ends). clock.py."""
+
+    clock: str = "angle"
+
+    def __post_init__(self) -> None:
+        choose("clock", self.clock, ANGLE_CLOCKS)
 
     def read(self, knot: Knot) -> float:
-        return knot.angle
+        return clock_reading(self.clock, knot.angle)
 
     def place(self, schedule: Schedule, reading: float) -> Knot:
-        return schedule.knot_at("angle", reading)
+        return schedule.knot_at("angle", angle_at(self.clock, reading))
 
 
 @dataclass(frozen=True)
