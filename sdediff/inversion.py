@@ -1,33 +1,37 @@
 """Encode and decode through the probability flow, and interpolate between latents.
 
-`encode` runs the flow upward, from data at t_min to noise at t_max, `decode` back. In this plain form both are approximate: DDIM inversion
-(Euler in Sigma coordinates) returns to within O(h), Heun O(h^2), adaptive dopri5 to its tolerance.
+`encode` runs the inverse of a solver upward, from data at t_min to noise at t_max; `decode` runs the solver down, on the same knots and
+from the same memory. By default the solver is `AsynchronousLeapfrog`, and an image comes back to the bit; docs/inversion.md compares
+them all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from .grid import Grid, LogSNR
+from .adaptive import PID
+from .additive import Additive
+from .bits import DTYPES
+from .fingerprint import fingerprint
+from .grid import AngleUniform, Grid, LogSNR
+from .invertible import Kept
+from .latent import STARTS, Latent, Origin
 from .names import UserError, choose
 from .prediction import Model
+from .recorded import Recorded
 from .sampling import knots_for
 from .schedule import Knot
 from .solve import solve
 from .solver import Delegate, Solver
-from .solvers import DDIM
+from .solvers import AsynchronousLeapfrog
 
-
-@dataclass(frozen=True)
-class Latent:
-    """An encoded batch: the state x (B, ...) at the noisy end, the knots used (noisiest first), and the solver that decodes it."""
-
-    x: Tensor
-    knots: tuple[Knot, ...]
-    solver: Solver | Delegate
+_ENOUGH = 60  # network calls from which on five of the leapfrog's steps are better taken as one of order 4
 
 
 def encode(
@@ -36,33 +40,140 @@ def encode(
     *,
     steps: int | None = None,
     calls: int | None = None,
+    tolerance: float | None = None,
     solver: Solver | Delegate | None = None,
     grid: Grid | None = None,
+    start: str = "clean",
+    limits: tuple[float, float] | None = None,
+    seed: int = 0,
+    first: int = 0,
+    compact: bool = False,
 ) -> Latent:
-    """The latents of data x (B, ...), taken as states at t_min. solver (default `DDIM()`) names the decoder; its inverse is run upward.
+    """The latents of images x (B, ...): float16, bfloat16, float32, float64 in the model's own units, or uint8.
 
-    Raises `UserError` for a stochastic solver (it has no inverse).
+    steps, calls, or tolerance (root mean square, in units of the latents; each sample takes its own steps, and decoding the same). solver
+    names the decoder, its inverse is run: default `AsynchronousLeapfrog()`, of order 4 from 60 calls on. grid: even on that solver's
+    clock, else `LogSNR()`. start: "clean" takes the image as the state at t_min; "noised" adds the noise of t_min first (of `seed`, for
+    samples first, first + 1, ...), which `decode` removes: only then are the latents of sharp images Gaussian. limits: the values of 0 and
+    255 of uint8 images (default -1 and 1), and where float images should lie. compact: keep one tensor, and an integer for each value that
+    one tensor does not give back (one decode more).
+    Warns if values lie outside the limits. Raises `UserError` for NaN, a stochastic solver, other dtypes; `ModelError`.
     """
-    solver, grid = DDIM() if solver is None else solver, LogSNR() if grid is None else grid
+    choose("start", start, STARTS)
+    _check_images(x, limits)
+    origin = Origin(x.dtype, (-1.0, 1.0) if limits is None else limits, start, seed, first)
+    solver = _decoder(calls, tolerance) if solver is None else solver
     if solver.facts.inverse is None:
-        raise UserError(f"{solver!r} has no inverse: it draws noise. Encode with DDIM(), Heun(), TorchDiffEq(), ...")
-    knots = knots_for(model.schedule, solver, grid, steps=steps, calls=calls)
+        raise UserError(
+            f"{solver!r} has no inverse: it draws noise. Encode with AsynchronousLeapfrog(), DDIM(), ..., or encode_noise(...)."
+        )
     up = solver.inverse if isinstance(solver, Solver) else solver
-    return Latent(solve(up, model, x, knots[::-1]).x, knots, solver)
+    schedule = model.schedule
+    if tolerance is not None:
+        if steps is not None or calls is not None or grid is not None:
+            raise UserError("tolerance= chooses the steps by itself: leave out steps=, calls= and grid=.")
+        way = PID(atol=tolerance, times=(schedule.t_min, schedule.t_max))
+    else:
+        places = grid or even_on(solver)
+        way = knots_for(schedule, solver, places, steps=steps, calls=calls)[::-1]
+    begin = schedule.knot(schedule.t_min) if isinstance(way, PID) else way[0]
+    state = origin.state(x, begin)
+    run = solve(up, model, state, way)
+    if not run.reached:
+        warnings.warn(f"encoding: {run.reason}", stacklevel=2)
+    knots = run.recorded.reverse if run.recorded is not None else run.knots[::-1]
+    if isinstance(solver, Additive) and solver.bits:
+        origin = origin.completed(x, solver.held(state, begin), begin)
+    memory = run.memory if isinstance(run.memory, Kept) else None
+    latent = Latent(run.x, knots, solver, memory, origin, fingerprint(model, state), run.calls)
+    return _compacted(model, latent, x) if compact else latent
 
 
-def decode(model: Model, latent: Latent) -> Tensor:
-    """The data at t_min of encoded latents, over the same knots with the solver they name."""
-    return solve(latent.solver, model, latent.x, latent.knots).x
+def _decoder(calls: int | None, tolerance: float | None) -> Solver:
+    return AsynchronousLeapfrog(4 if tolerance is None and calls is not None and calls >= _ENOUGH else 2)
 
 
-def interpolate(a: Tensor, b: Tensor, n: int, kind: str = "slerp") -> Tensor:
-    """(n, B, ...): n states from a to b, ends included, each sample on its own.
+def even_on(solver: Solver | Delegate) -> Grid:
+    """The grid that is even on the clock of a solver which has one, else even in lam."""
+    return AngleUniform(solver.clock) if isinstance(solver, Additive) and solver.clock != "lam" else LogSNR()
 
-    "slerp": along the great circle, sin((1-r) w)/sin w a + sin(r w)/sin w b (DDIM, appendix D.5), which keeps the norm of Gaussian
-    latents; "linear": the straight line, whose midpoint is too short by sqrt(2).
+
+def _check_images(x: Tensor, limits: tuple[float, float] | None) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+        raise UserError(f"images must be a tensor of {', '.join(str(d)[6:] for d in DTYPES)}, not {getattr(x, 'dtype', type(x).__name__)}.")
+    if x.ndim < 2 or not len(x):
+        raise UserError(f"images come as a batch (B, ...) of at least one, not in shape {tuple(x.shape)}.")
+    if x.dtype == torch.uint8:
+        return
+    bad = ~torch.isfinite(x)
+    if bool(bad.any()):
+        raise UserError(
+            f"the images hold NaN or infinity (samples {bad.flatten(1).any(1).nonzero().flatten().tolist()[:5]}): clean them first."
+        )
+    low, high = limits or (-3.0, 3.0)
+    if float(x.min()) < low - 1e-6 or float(x.max()) > high + 1e-6:
+        said = f"outside the range ({low:g}, {high:g})" + ("" if limits else " that normalised images have")
+        warnings.warn(
+            f"the images hold values from {float(x.min()):g} to {float(x.max()):g}, {said}: scale them as in training.", stacklevel=3
+        )
+
+
+def decode(
+    model: Model, latent: Latent, *, solver: Solver | Delegate | None = None, knots: Sequence[Knot] | None = None, check: bool = True
+) -> Tensor:
+    """The images of a latent, in their own dtype: to the bit, exactly or approximately, as its solver promises and its memory allows.
+
+    solver, knots: another decoder, for a latent of a single tensor only. check: that the model is the one that encoded (one more call).
+    Raises `UserError` for another model, schedule or shape, or another solver or other knots than those that the memory belongs to.
+    """
+    if check:
+        latent.check(model)
+    other_knots = knots is not None and (isinstance(latent.knots, Recorded) or tuple(knots) != latent.knots)
+    if (other_knots or (solver is not None and solver != latent.solver)) and latent.memory is not None:
+        raise UserError(
+            f"this latent is exact for {latent.solver!r} on the knots it was encoded on: leave out solver= and knots=, or decode the one "
+            "tensor only, latent.single()."
+        )
+    solver = latent.solver if solver is None else solver
+    run = solve(solver, model, latent.x, latent.knots if knots is None else knots, memory=latent.memory)
+    return latent.origin.image(run.x, latent.end if knots is None else knots[-1])
+
+
+def _compacted(model: Model, latent: Latent, images: Tensor) -> Latent:
+    """One tensor, and what decoding it lacks of the images."""
+    one = latent.single()
+    run = solve(one.solver, model, one.x, one.knots)
+    return replace(one, origin=one.origin.completed(images, run.x, one.end))
+
+
+# --- between latents ------------------------------------------------------------------------------------------------
+
+
+@overload
+def interpolate(latents: tuple[Tensor, Tensor], n: int, kind: str = "slerp") -> Tensor: ...
+@overload
+def interpolate(latents: tuple[Latent, Latent], n: int, kind: str = "slerp") -> Latent: ...
+def interpolate(latents: tuple[Any, Any], n: int, kind: str = "slerp") -> Any:
+    """n states on the way from each sample of the first batch to the same of the second, ends included.
+
+    latents: two batches of states (B, ...), which give (n, B, ...), or two `Latent`s of one decoder, which give a latent of n B single
+    tensors in that order: `decode(model, interpolate((a, b), 9)).unflatten(0, (9, -1))`.
+    kind: "slerp", along the great circle, sin((1-r) w)/sin w a + sin(r w)/sin w b (DDIM, appendix D.5), which keeps the norm of Gaussian
+    latents; "linear", the straight line, whose midpoint is too short by sqrt(2). The angle w is each sample's own.
     """
     choose("kind", kind, ("slerp", "linear"))
+    a, b = latents
+    if isinstance(a, Latent) and isinstance(b, Latent):
+        if a.solver != b.solver or a.knots != b.knots:
+            raise UserError("these latents have different decoders: encode both batches with the same solver and steps.")
+        between = _between(a.x, b.x, n, kind)
+        return a.of(between.flatten(0, 1))
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise UserError("interpolate takes two batches, both tensors or both Latents: interpolate((a, b), n).")
+    return _between(a, b, n, kind)
+
+
+def _between(a: Tensor, b: Tensor, n: int, kind: str) -> Tensor:
     if a.shape != b.shape or n < 2:
         raise UserError(f"interpolate needs two batches of one shape and n >= 2, not {tuple(a.shape)}, {tuple(b.shape)} and n = {n}.")
     r = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.ndim)

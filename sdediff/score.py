@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .combine import Linear, combine, linear, spread
 from .names import UserError, choose
-from .prediction import KINDS, Prediction, cos_sin
+from .prediction import KINDS, ModelError, Prediction, cos_sin
 from .schedule import Knot, Number, Schedule
 from .schedules import DiscreteVP
 
@@ -52,10 +52,21 @@ class ScoreNet:
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         """The network's answer at states x (B, ...) and instant t. Raises `ModelError` for an answer of another shape or dtype."""
         condition = self._condition(x, t)
-        answer = self.net(x, condition) if self.labels is None else self.net(x, condition, self.labels)
+        try:
+            answer = self.net(x, condition) if self.labels is None else self.net(x, condition, self.labels)
+        except RuntimeError:
+            self._check_dtype(x)
+            raise
         if self.predicts == "mean":
             return Prediction(x, t, self._from_mean(x, t, answer), "x0")
         return Prediction(x, t, answer, self.predicts)
+
+    def _check_dtype(self, x: Tensor) -> None:
+        """`ModelError` if the network's weights are of another float type than the state."""
+        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+        own = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+        if own != x.dtype:
+            raise ModelError(f"the network's weights are {own}, the state is {x.dtype}: convert one of them, e.g. x.to({own}).") from None
 
     def rows(self, index: Tensor) -> ScoreNet:
         """The model for a subset of the samples: their labels only."""

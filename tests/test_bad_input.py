@@ -29,9 +29,11 @@ from sdediff import (
     VPLinear,
     White,
     encode,
+    load_model,
     sample,
     solve,
 )  # fmt: skip
+from sdediff.pretrained.scores import digits_path
 from sdediff.solvers import SOLVERS
 
 SCHEDULE = VPLinear()
@@ -192,3 +194,9 @@ def test_grids_that_cannot_be():
         LogSNR().knots(SCHEDULE, 10, end=0.0)
     with pytest.raises(UserError, match="needs at least two knots"):
         solve(DDIM(), network(lambda x, t: x), x(), KNOTS[:1])
+
+
+def test_a_state_of_another_float_type_than_the_weights():
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(ModelError, match="weights are"):
+            solve(DDIM(), load_model(digits_path()), torch.randn(2, 1, 8, 8).to(dtype), LogSNR().knots(VPLinear(), 3))

@@ -6,6 +6,7 @@ random halves of the real data, which a perfect sampler would also score.
 
 from sdediff.metrics.errors import MetricError
 from sdediff.metrics.frechet import Moments, frechet_distance, moments, noise_floor
+from sdediff.metrics.gaussianity import Gaussianity, gaussianity
 from sdediff.metrics.transport import sliced_wasserstein
 
-__all__ = ["MetricError", "Moments", "frechet_distance", "moments", "noise_floor", "sliced_wasserstein"]
+__all__ = ["Gaussianity", "MetricError", "Moments", "frechet_distance", "gaussianity", "moments", "noise_floor", "sliced_wasserstein"]

@@ -34,7 +34,7 @@ def round_trips(problem: Problem, settings: Settings) -> Iterator[dict[str, Any]
 def paths(problem: Problem, settings: Settings, pairs: int = 6, points: int = 9) -> Tensor:
     """(points, pairs, ...): images along the great circle between the latents of the first `pairs` pairs of samples."""
     x = starts(problem, settings, seed=0)[: 2 * pairs]
-    along = interpolate(x[:pairs], x[pairs : 2 * pairs], points)
+    along = interpolate((x[:pairs], x[pairs : 2 * pairs]), points)
     return converge(problem, along.flatten(0, 1), settings.reference_steps).reshape(along.shape)
 
 
@@ -44,6 +44,6 @@ def midpoints(problem: Problem, settings: Settings, judge: Judge) -> Iterator[di
     x = starts(problem, settings, seed=0)
     other = x.roll(1, dims=0)
     for kind in ("none", "slerp", "linear"):
-        z = x if kind == "none" else interpolate(x, other, 3, kind)[1]
+        z = x if kind == "none" else interpolate((x, other), 3, kind)[1]
         images = converge(problem, z, settings.reference_steps)
         yield {"midpoint": kind, "latent_norm": float(z.flatten(1).norm(dim=1).mean()), "frechet": judge.distances(images)["frechet"]}
