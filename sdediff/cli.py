@@ -1,32 +1,42 @@
-"""The command line: `sdediff study | train | sample | solvers`. Every command is one call that a script could make."""
+"""The command line: `sdediff study | train | sample | solvers`, and `encode | decode | interpolate | likelihood` of `cli_flow`.
+
+Every command is one call that a script could make.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from . import sampling
+from . import cli_flow, sampling
 from . import study as studies
-from .checkpoint import load_model, write, write_bytes
+from .checkpoint import load_model, write
+from .console import (
+    CheckpointOption,
+    GridOption,
+    SolverOption,
+    bar,
+    checkpoint_path,
+    complain,
+    err,
+    grid_named,
+    out,
+    print_table,
+    warnings_said,
+    writable,
+)
 from .data import DataError, digits, idx_images
 from .external import DELEGATES
-from .grid import GRIDS, Grid
 from .metrics import MetricError
-from .names import UserError, choose, from_repr, label
+from .names import UserError, choose, label
 from .pretrained.scores import DIGITS, digits_model, digits_path
 from .solver import Delegate, Solver
 from .solvers import SOLVERS, AdaptiveAdams, named
-from .study.report import show
 from .train import Training, fit
 
 app = typer.Typer(
@@ -35,19 +45,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(width=None if sys.stdout.isatty() else 150)
-err = Console(stderr=True)
 INTERRUPTED = 130
-
-CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use; 'digits' is the one in the package.")]
-SolverOption = Annotated[str | None, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)"; default: recommended.')]
-GridOption = Annotated[str | None, typer.Option(help='Where the knots are, e.g. "Karras(rho=7)"; default: recommended, or LogSNR().')]
 
 
 def main() -> None:
     """Run the command line: what a user got wrong is one message and exit code 2, never a traceback."""
     try:
-        code = app(standalone_mode=False)  # typer gives an exit code back instead of raising it, 130 for an interrupt
+        with warnings_said():
+            code = app(standalone_mode=False)  # typer gives an exit code back instead of raising it, 130 for an interrupt
     except (UserError, DataError, MetricError) as wrong:
         _fail(str(wrong))
     except typer.Exit as done:
@@ -66,26 +71,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    err.print(f"[bold red]error[/] {message}", highlight=False, markup=True, soft_wrap=True)
+    complain("error", message)
     sys.exit(2)
-
-
-@contextmanager
-def _bar(what: str, total: float, unit: str) -> Iterator[Any]:
-    """A progress bar on standard error: `advance(n, text)`."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[text]}"),
-    )
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task(what, total=total, text="")
-        yield lambda n, text="": progress.update(task, advance=n, text=text)
 
 
 @app.command()
@@ -105,12 +92,11 @@ def study(
     choose("config", config, studies.CONFIGS)
     settings = _settings(config, quick, solver, calls, samples, seeds, grid)
     target = folder / (name or config)
-    write_bytes(target / ".writable", b"")
-    (target / ".writable").unlink()
+    writable(target)
     if config == "mnist":
-        problem = studies.mnist_problem(_checkpoint(checkpoint))
+        problem = studies.mnist_problem(checkpoint_path(checkpoint))
     else:
-        trained = _checkpoint(checkpoint) or (digits_path() if quick else _train_digits(target / "network", DIGITS))
+        trained = checkpoint_path(checkpoint) or (digits_path() if quick else _train_digits(target / "network", DIGITS))
         problem = studies.digits_problem(trained)
     command = "sdediff " + " ".join(f'"{a}"' if " " in a or "(" in a else a for a in sys.argv[1:])
     outcome = _run_study(problem, settings, target, command)
@@ -133,12 +119,12 @@ def _settings(config, quick, solver, calls, samples, seeds, grid) -> studies.Set
             raise UserError(f"--calls takes whole numbers with commas between, e.g. 5,10,20, not {calls!r}.") from None
         settings = replace(settings, calls=budgets, many=(), rows=budgets)
     changed = {k: v for k, v in (("samples", samples), ("seeds", seeds)) if v is not None}
-    return replace(settings, **changed, **({"grid": _grid(grid)} if grid else {}))
+    return replace(settings, **changed, **({"grid": grid_named(grid)} if grid else {}))
 
 
 def _run_study(problem: studies.Problem, settings: studies.Settings, target: Path, command: str) -> studies.Outcome:
     total = settings.seeds * settings.expected_calls() + sum(4 * n for n in settings.round_trip) + 400
-    with _bar("solving", total, "calls") as advance:
+    with bar("solving", total, "calls") as advance:
         for step in studies.study(problem, settings, target, command):
             if isinstance(step, studies.Outcome):
                 return step
@@ -149,29 +135,17 @@ def _run_study(problem: studies.Problem, settings: studies.Settings, target: Pat
 def _print_study(outcome: studies.Outcome, target: Path) -> None:
     floor, pixels = outcome.judge.floor, outcome.judge.floor_pixels
     limit = outcome.results.converged_frechet
-    _print_table("Frechet distance in features (columns: network calls)", studies.by_calls(outcome.results))
-    _print_table("Frechet distance in pixels", studies.by_calls(outcome.results, "frechet_pixels"))
-    _print_table("RMS error against the converged flow, pixels in [-1, 1]", studies.by_calls(outcome.results, "error", spread=False))
-    _print_table("Adaptive solvers", studies.adaptive(outcome.results))
-    _print_table("Consistency: the same latents at few steps and at many", outcome.consistency)
-    _print_table("Midpoints of latents", outcome.midpoints)
-    _print_table("Round trips of real images", outcome.round_trip)
+    print_table("Frechet distance in features (columns: network calls)", studies.by_calls(outcome.results))
+    print_table("Frechet distance in pixels", studies.by_calls(outcome.results, "frechet_pixels"))
+    print_table("RMS error against the converged flow, pixels in [-1, 1]", studies.by_calls(outcome.results, "error", spread=False))
+    print_table("Adaptive solvers", studies.adaptive(outcome.results))
+    print_table("Consistency: the same latents at few steps and at many", outcome.consistency)
+    print_table("Midpoints of latents", outcome.midpoints)
+    print_table("Round trips of real images", outcome.round_trip)
     floors = f"{floor[0]:.2f} ± {floor[1]:.2f} in features, {pixels[0]:.2f} ± {pixels[1]:.2f} in pixels"
     out.print(f"noise floor (two halves of the real data): {floors}", soft_wrap=True)
     out.print(f"converged probability flow: {limit:.2f} in features, {limit / floor[0]:.2f} times the floor", soft_wrap=True)
     out.print(f"wrote {target / 'report.html'}", soft_wrap=True)
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
-    for i, (key, value) in enumerate(rows[0].items()):
-        number = not isinstance(value, str) or value[:1].isdigit()
-        table.add_column(key.replace("_", " "), justify="right" if i and number else "left", no_wrap=number, overflow="fold")
-    for row in rows:
-        table.add_row(*(show(v) for v in row.values()))
-    out.print(table)
 
 
 def _train_digits(folder: Path, training: Training) -> Path:
@@ -183,7 +157,7 @@ def _train_digits(folder: Path, training: Training) -> Path:
 
 def _train(model: Any, data: torch.Tensor, training: Training, folder: Path) -> None:
     begin, smooth = time.perf_counter(), 0.0
-    with _bar("training", training.steps, "steps") as advance:
+    with bar("training", training.steps, "steps") as advance:
         done = 0
         for progress in fit(model, data, training, folder=folder):
             if progress.step % 50 == 0 or progress.step == training.steps:
@@ -238,8 +212,8 @@ def sample(
     """Draw samples from a trained network; steps default to 20."""
     from .study import figures
 
-    model = load_model(_checkpoint(checkpoint) or digits_path())
-    method, places = None if solver is None else named(solver, DELEGATES), None if grid is None else _grid(grid)
+    model = load_model(checkpoint_path(checkpoint) or digits_path())
+    method, places = None if solver is None else named(solver, DELEGATES), None if grid is None else grid_named(grid)
     steps = 20 if steps is None and calls is None and tolerance is None else steps
     x = sampling.sample(model, n, steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch)
     default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
@@ -273,15 +247,11 @@ def solvers() -> None:
                 "reference": facts.reference,
             }
         )
-    _print_table("Solvers, with their default options", rows)
+    print_table("Solvers, with their default options", rows)
 
 
-def _grid(text: str) -> Grid:
-    return from_repr(text, {g.__name__: g for g in GRIDS}, "grid")
-
-
-def _checkpoint(path: Path | None) -> Path | None:
-    return digits_path() if path is not None and str(path) == "digits" else path
+for command in cli_flow.COMMANDS:
+    app.command()(command)
 
 
 if __name__ == "__main__":

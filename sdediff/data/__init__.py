@@ -10,6 +10,7 @@ from sdediff.data.digits import digits
 from sdediff.data.errors import DataError
 from sdediff.data.folder import data_folder
 from sdediff.data.idx import idx_images, mnist, read_idx
+from sdediff.data.images import Images, read_images
 from sdediff.data.toys import TOYS, toy
 
-__all__ = ["TOYS", "DataError", "Dataset", "data_folder", "digits", "idx_images", "mnist", "read_idx", "toy"]
+__all__ = ["TOYS", "DataError", "Dataset", "Images", "data_folder", "digits", "idx_images", "mnist", "read_idx", "read_images", "toy"]
