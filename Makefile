@@ -34,6 +34,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/adaptive_settings.py
 	$(BIN)/python benchmarks/adaptive_overhead.py
+	$(BIN)/python benchmarks/inversion.py
+	$(BIN)/python benchmarks/morph.py
+	$(BIN)/python benchmarks/likelihood.py
+	$(BIN)/python benchmarks/elbo.py
 
 certificates: $(READY)
 	$(BIN)/python benchmarks/certificates.py
