@@ -40,9 +40,9 @@ from sdediff import (
     log_likelihood,
     smooth_time,
 )
-from sdediff.budget import PARTS, LogLikelihood
 from sdediff.data import data_folder, digits, mnist
 from sdediff.interop.hot_vs_cold import load_hot_vs_cold
+from sdediff.likelihood import PARTS, LogLikelihood
 from sdediff.pretrained.scores import digits_path
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "likelihood.csv"

@@ -5,20 +5,18 @@ A solver is a frozen value, a model is a function, a time grid is a tuple of exa
 
 from .adaptive import PID
 from .adjoint import differentiable
-from .budget import Budget, LogLikelihood
 from .checkpoint import load_model, save_model
 from .combine import Linear, combine, linear
 from .control import Controller, Fixed
 from .coordinates import Angle, Coordinates, Sigma, Time
 from .coupled import DPMSolverAdaptive, KDiffusionPID
-from .dequantise import Levels
 from .elbo import Bound, DiscretizedDecoder, GaussianDecoder, continuous_bound, elbo, noise_weights
 from .external import SciPy, TorchDiffEq, TorchODE, TorchSDE
 from .grid import AngleUniform, AsinhLogSNR, DDPMSubsequence, Grid, Karras, LogSNR, Power, Quadratic, Times, Uniform
 from .inversion import decode, encode, interpolate
 from .invertible import Inverse, Invertible, Kept, Symmetric
 from .latent import Latent, Origin, load_latent
-from .likelihood import log_likelihood
+from .likelihood import Budget, ExactTrace, Hutchinson, HutchPP, Levels, LogLikelihood, log_likelihood
 from .names import UserError
 from .noise import Brownian, White
 from .noise_inversion import NoiseLatent, decode_noise, encode_noise, load_noise
@@ -96,7 +94,6 @@ from .solvers import (
     dpm_solver_orders,
 )
 from .threshold import analytic_first_step, clipped, dynamic_threshold
-from .trace import ExactTrace, Hutchinson, HutchPP
 from .train import Training, fit
 from .weights import Tableau
 

@@ -83,6 +83,17 @@ def rms(x: Tensor | Linear) -> np.ndarray:
     return np.sqrt(square.mean(1)[: len(x)].cpu().numpy())
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum over the components of each sample, (B,)."""
+    return x.flatten(1).sum(1)
+
+
+def mean_with_error(value: Tensor, error: Tensor) -> tuple[float, float]:
+    """The mean of value (B,) and its standard error: by the scatter of the samples, of a single one its own, `error` (B,)."""
+    n = len(value)
+    return float(value.mean()), float(value.std() / n**0.5 if n > 1 else error[0])
+
+
 def _tuple(like: tuple, parts: list) -> tuple:
     return tuple(parts) if type(like) is tuple else type(like)(*parts)  # a NamedTuple takes its fields one by one
 

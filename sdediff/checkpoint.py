@@ -10,7 +10,8 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(description, dict):
         raise UserError(f"{path} is a safetensors file, but its description is not one that sdediff writes.")
     return tensors, description
+
+
+@contextmanager
+def opened(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """`read` of a file that describes itself as this kind. `UserError` for any other, or (inside) one in which something is missing."""
+    tensors, about = read(path)
+    if about.get("kind") != kind:
+        raise UserError(f"{path} holds no {kind} (it describes {', '.join(map(repr, about)) or 'nothing'}): encode and save one first.")
+    try:
+        yield tensors, about
+    except KeyError as lacking:
+        raise UserError(f"{path} is a {kind} in which {lacking} is missing: it was cut, or written by another version.") from None
 
 
 def _short(wrong: Exception) -> str:

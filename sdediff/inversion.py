@@ -18,6 +18,7 @@ from torch import Tensor
 from .adaptive import PID
 from .additive import Additive
 from .bits import DTYPES
+from .checks import broken
 from .fingerprint import fingerprint
 from .grid import AngleUniform, Grid, LogSNR
 from .invertible import Kept
@@ -105,11 +106,9 @@ def _check_images(x: Tensor, limits: tuple[float, float] | None) -> None:
         raise UserError(f"images come as a batch (B, ...) of at least one, not in shape {tuple(x.shape)}.")
     if x.dtype == torch.uint8:
         return
-    bad = ~torch.isfinite(x)
-    if bool(bad.any()):
-        raise UserError(
-            f"the images hold NaN or infinity (samples {bad.flatten(1).any(1).nonzero().flatten().tolist()[:5]}): clean them first."
-        )
+    bad = broken(x)
+    if bad:
+        raise UserError(f"the images hold NaN or infinity ({bad}): clean them first.")
     low, high = limits or (-3.0, 3.0)
     if float(x.min()) < low - 1e-6 or float(x.max()) > high + 1e-6:
         said = f"outside the range ({low:g}, {high:g})" + ("" if limits else " that normalised images have")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .bits import DTYPES, missing, repaired
-from .checkpoint import describe_schedule, read, rebuild_schedule, write
+from .checkpoint import describe_schedule, opened, rebuild_schedule, write
 from .combine import combine
 from .control import Fixed
 from .external import DELEGATES
@@ -191,10 +191,7 @@ class Latent:
 
 def load_latent(path: str | Path) -> Latent:
     """The latent in a file that `Latent.save` wrote. `UserError` for any other file, or one in which something is missing."""
-    tensors, about = read(path)
-    if about.get("kind") != "latent":
-        raise UserError(f"{path} holds no latent (it describes {', '.join(map(repr, about)) or 'nothing'}): encode and save one first.")
-    try:
+    with opened(path, "latent") as (tensors, about):
         schedule, given, times = rebuild_schedule(about["schedule"]), about["origin"], tensors["times"].numpy()
         rest = bytes(tensors["rest"].numpy()) if "rest" in tensors else b"" if given["complete"] else None
         origin = Origin(_NAMES[given["dtype"]], tuple(given["limits"]), given["start"], given["seed"], given["first"], rest)  # type: ignore[arg-type]
@@ -205,8 +202,6 @@ def load_latent(path: str | Path) -> Latent:
         return Latent(
             tensors["x"], knots, solver, _memory(about["memory"], tensors, schedule), origin, tuple(about["mark"]), about["calls"]
         )
-    except KeyError as lacking:
-        raise UserError(f"{path} is a latent in which {lacking} is missing: it was cut, or written by another version.") from None
 
 
 def _memory(shape: Sequence[int] | None, tensors: Mapping[str, Tensor], schedule: Schedule) -> Kept | None:

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import describe_schedule, read, rebuild_schedule, write
+from .checkpoint import describe_schedule, opened, rebuild_schedule, write
+from .checks import check_shape
 from .combine import combine, linear
 from .fingerprint import check_fingerprint, fingerprint
 from .grid import Grid, LogSNR
@@ -152,16 +153,9 @@ def decode_noise(model: Model, latent: NoiseLatent, *, check: bool = True) -> Te
 
 def load_noise(path: str | Path) -> NoiseLatent:
     """The latent in a file that `NoiseLatent.save` wrote. `UserError` for any other file, or one in which something is missing."""
-    tensors, about = read(path)
-    if about.get("kind") != "noise latent":
-        raise UserError(
-            f"{path} holds no noise latent (it describes {', '.join(map(repr, about)) or 'nothing'}): encode and save one first."
-        )
-    try:
+    with opened(path, "noise latent") as (tensors, about):
         knots = rebuild_schedule(about["schedule"]).knots(about["times"])
         return NoiseLatent(tensors["x"], tensors["noises"], knots, named(about["solver"]), about["path"], tuple(about["mark"]))
-    except KeyError as lacking:
-        raise UserError(f"{path} is a noise latent in which {lacking} is missing: it was cut, or written by another version.") from None
 
 
 def _check(solver: Any, model: Model, x: Tensor) -> None:
@@ -169,8 +163,7 @@ def _check(solver: Any, model: Model, x: Tensor) -> None:
         raise UserError(f"{solver!r} draws no noise that could be encoded: take DDPM(), DDIM(1.0), ..., or encode(model, x, solver=...).")
     if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
         raise UserError("the images must be finite floating point numbers, scaled as the network was trained.")
-    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise UserError(f"the images have shape {tuple(x.shape)}, but the model works on (batch, {', '.join(map(str, model.shape))}).")
+    check_shape(model, x, "the images have shape")
 
 
 @dataclass(frozen=True)

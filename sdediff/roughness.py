@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checks import check_answer
 from .coordinates import Angle
 from .grid import AsinhLogSNR
 from .names import UserError, positive
 from .networks.embedding import TimeEmbedding
-from .prediction import Model, ModelError
+from .prediction import Model
 from .schedule import Knot, Schedule
 from .schedules import DiscreteVP
 from .score import ScoreNet
@@ -115,8 +116,7 @@ def _grid(schedule: Schedule, steps: int) -> tuple[Knot, ...]:
 
 def _velocity(model: Model, x: Tensor, t: Knot) -> Tensor:
     v = _FRAME.velocity(model(x, t)).tensor()
-    if not bool(torch.isfinite(v).all()):
-        raise ModelError(f"the model returned NaN or infinity at time {t.time:g}: check the network there.")
+    check_answer(v, t)
     return v
 
 

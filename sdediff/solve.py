@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .adaptive import PID
 from .batch import rows, select
+from .checks import broken, check_model, check_shape
 from .combine import Linear
 from .control import Controller, Fixed
 from .names import UserError
@@ -167,10 +168,9 @@ class _Watched:
     def __call__(self, x: Tensor, t: Knot):
         p = self.model(x, t)
         if not bool(torch.isfinite(p.value).all()):
-            bad = (~torch.isfinite(p.value)).flatten(1).any(1).nonzero().flatten().tolist()
             given = "finite" if bool(torch.isfinite(x).all()) else "already not finite"
             raise ModelError(
-                f"the model returned NaN or infinity at time {t.time:g} (samples {bad[:5]}{' ...' if len(bad) > 5 else ''}; the state it "
+                f"the model returned NaN or infinity at time {t.time:g} ({broken(p.value)}; the state it "
                 f"was given was {given}): check the network there, or start or end the grid short of it."
             )
         return p
@@ -216,15 +216,7 @@ def bound(noise: Any, x: Tensor) -> Any:
 
 
 def _check_state(model: Model, x: Tensor) -> None:
-    if not isinstance(model, Model):
-        raise UserError(
-            f"a model needs schedule, shape, rows(index) and a call (x, knot) -> Prediction, which {type(model).__name__} lacks: "
-            "wrap a network as ScoreNet(net, schedule, predicts=...)."
-        )
-    shape = model.shape
+    check_model(model)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise UserError(f"the state must be a floating point tensor (batch, ...), not {getattr(x, 'dtype', type(x).__name__)}.")
-    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
-        raise UserError(
-            f"the state has shape {tuple(x.shape)}, but the model works on (batch, {', '.join(map(str, shape))}): check the latents."
-        )
+    check_shape(model, x, "the state has shape", ": check the latents")

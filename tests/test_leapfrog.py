@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -100,12 +100,14 @@ def test_any_float32_comes_back_to_the_bit(raw, solver, steps):
 
 
 @settings(max_examples=40, deadline=None)
+@example([0.001, 0.0010000000000000002], AsynchronousLeapfrog())  # different times, the same reading of the clock
 @given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=12, unique=True), st.sampled_from(FORMS))
 def test_any_knots_will_do(times, solver):
     knots = SCHEDULE.knots(sorted(times))
     x = mixture().sample(16, seed=1)
-    _, back = returned(solver, mixture(), x, knots)
+    up, back = returned(solver, mixture(), x, knots)
     assert torch.equal(back.x, solver.held(x, knots[0]))
+    assert up.calls == solver.calls(knots)
 
 
 @pytest.mark.parametrize("atol", [1e-2, 1e-3])

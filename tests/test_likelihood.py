@@ -41,8 +41,8 @@ from sdediff import (
     log_likelihood,
     smooth_time,
 )
-from sdediff.budget import Budget, LogLikelihood
 from sdediff.data import digits
+from sdediff.likelihood import Budget, LogLikelihood
 from sdediff.prediction import Prediction
 
 VP = VPLinear()
@@ -433,7 +433,7 @@ X = torch.zeros(2, 3, dtype=torch.float64)
         ({"x": torch.zeros(2, 3, dtype=torch.uint8)}, "floating point"),
         ({"x": torch.zeros(0, 3)}, "at least one"),
         ({"x": 3.0}, "floating point"),
-        ({"model": "digits"}, "no model"),
+        ({"model": "digits"}, "wrap a network"),
         ({"solver": EulerMaruyama()}, "probability flow"),
         ({"steps": 10, "tolerance": 1e-3}, "not both"),
         ({"steps": 1}, "half of them"),

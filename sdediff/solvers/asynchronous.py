@@ -58,7 +58,7 @@ class AsynchronousLeapfrog(Additive):
         return self.order == 2
 
     def calls(self, knots: Sequence[Knot]) -> int:
-        return 1 + self._evals * sum(t.time != s.time for t, s in pairwise(knots))
+        return 1 + self._evals * sum(self.reading(t) != self.reading(s) for t, s in pairwise(knots))
 
     def init(self, model: Model, x: Tensor, t: Knot) -> Kept:
         y = self._from(x, t)
@@ -69,7 +69,7 @@ class AsynchronousLeapfrog(Additive):
         (y, v, before), (r,) = memory.tensors, memory.knots
         here, there = self.reading(t), self.reading(s)
         if isinstance(here, float) and here == there:
-            return Step(x, memory, linear(x, 0.0), 2)
+            return Step(self._to(y, s, x), memory, linear(x, 0.0), 2)
         f = before
         for low, weight in self._parts(here, there):  # the same floats upward and downward
             h = weight * abs(there - here) * np.sign(there - here)

@@ -23,12 +23,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..batch import total
+from ..names import UserError
+from ..noise import WhiteNoise
+from ..prediction import Model
+from ..schedule import Knot
+from .carried import FRAME, Carried
 from .dequantise import TAU, Dequantised, Levels, dequantised
-from .names import UserError
-from .noise import WhiteNoise
-from .prediction import Model
-from .schedule import Knot
-from .trace import Carried
 
 STARTS = ("clean", "noised")
 _DEQUANTISE, _NOISE, SKETCH = range(3)  # keys of draws
@@ -78,7 +79,7 @@ class Begun:
 
     def read(self, carried: Carried, state: Tensor) -> tuple[Tensor, Tensor]:
         """eps (B, D) and sigma div eps (B,) of the model here: with y = x/r, eps = sin y + cos v, so r div eps = sin D + cos div_y v."""
-        p, d, r = carried(state, self.t), carried.dimension, math.hypot(self.t.alpha, self.t.sigma)
+        p, d, r = carried(state, self.t), carried.dimension, FRAME.scale(self.t)
         c, s = self.t.alpha / r, self.t.sigma / r
         eps = p.eps.tensor() if s else torch.zeros_like(state)
         return eps[:, :d], s * (s * d + c * p.value[:, d:].mean(1) / carried.weight)
@@ -119,7 +120,7 @@ class Prior:
         if self.given is not None:
             return self.given.log_density(x.flatten(1), self.t).to(x)
         std = self.model.schedule.prior_std
-        return -0.5 * (x.flatten(1) / std).square().sum(1) - x[0].numel() * math.log(std * math.sqrt(2 * math.pi))
+        return -0.5 * total((x / std).square()) - x[0].numel() * math.log(std * math.sqrt(2 * math.pi))
 
     def mismatch(self, data: Tensor, x: Tensor) -> Tensor:
         """|log p_T - log prior| at x, if the model knows its own density, else K + sqrt(2 K) of K = KL(q(x_T | data) || N(0, prior_std^2)).
@@ -130,7 +131,13 @@ class Prior:
             return x.new_zeros(len(x))
         if isinstance(self.model, Density):
             return (self.model.log_density(x.flatten(1), self.t).to(x) - self.log_density(x)).abs()
-        std = self.model.schedule.prior_std
-        ratio = (self.t.sigma / std) ** 2
-        kl = 0.5 * (self.t.alpha / std) ** 2 * data.flatten(1).square().sum(1) + 0.5 * data[0].numel() * (ratio - 1 - math.log(ratio))
+        kl = prior_kl(data, self.t)
         return kl + torch.sqrt(2 * kl)
+
+
+def prior_kl(x: Tensor, t: Knot) -> Tensor:
+    """KL(N(alpha x, sigma^2) || N(0, prior_std^2)) of data x (B, ...), float64 (B,)."""
+    std = t.schedule.prior_std
+    log_ratio = 2 * (t.log_sigma - math.log(std))
+    constant = 0.5 * (math.expm1(log_ratio) - log_ratio)
+    return total(0.5 * (t.alpha / std) ** 2 * x.double().square() + constant)

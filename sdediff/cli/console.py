@@ -15,11 +15,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .checkpoint import write_bytes
-from .grid import GRIDS, Grid
-from .names import UserError, from_repr
-from .pretrained.scores import digits_path
-from .study.report import show
+from ..checkpoint import write_bytes
+from ..external import DELEGATES
+from ..grid import GRIDS, Grid
+from ..names import UserError, from_repr
+from ..pretrained.scores import digits_path
+from ..solver import Delegate, Solver
+from ..solvers import named
+from ..study.report import show
 
 out = Console(width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True)
@@ -84,9 +87,14 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
-def grid_named(text: str) -> Grid:
-    """The grid whose repr is `text`."""
-    return from_repr(text, {g.__name__: g for g in GRIDS}, "grid")
+def grid_named(text: str | None) -> Grid | None:
+    """The grid whose repr is `text`; None for none."""
+    return None if text is None else from_repr(text, {g.__name__: g for g in GRIDS}, "grid")
+
+
+def solver_named(text: str | None) -> Solver | Delegate | None:
+    """The solver, ours or another library's, whose repr is `text`; None for none."""
+    return None if text is None else named(text, DELEGATES)
 
 
 def checkpoint_path(path: Path | None) -> Path | None:

@@ -1,8 +1,6 @@
-"""The divergence of a flow along its trajectory, and a model that carries the log-density as further components of its state.
+"""How the trace of a flow's Jacobian J is found from vector-Jacobian products.
 
-In Angle coordinates y = x/r, r = sqrt(alpha^2 + sigma^2), theta = atan(sigma/alpha): dy/dtheta = v and so (Chen et al. 2018, eq. 8)
-d log p(y)/dtheta = -div_y v(y) = -tr J, J = dv/dy. `Carried` appends L = INT tr J dtheta to the state: any ODE solver integrates it.
-Traces: exact, D vector-Jacobian products; Hutchinson's E[e' J e], E[e e'] = 1 (FFJORD, Grathwohl et al. 2019, eq. 8); Hutch++ (Meyer et al.
+Exact, D products; Hutchinson's E[e' J e], E[e e'] = 1 (FFJORD, Grathwohl et al. 2019, eq. 8); Hutch++ (Meyer et al.
 2021), exact on a subspace Q, tr J = tr(Q' J Q) + E[g' J g], g in the complement of Q. Probes are drawn once for each sample and stay
 fixed along the trajectory (else the integrand would be as rough as noise), so what is estimated is the trace of INT J dtheta.
 """
@@ -13,24 +11,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .combine import spread
-from .names import UserError, choose, positive
-from .noise import WhiteNoise
-from .prediction import Model, ModelError, Prediction
-from .schedule import Knot, Schedule
+from ..names import UserError, choose, positive
+from ..noise import WhiteNoise
 
 Products = Callable[[Tensor], Tensor]  # (m, B, D) -> (m, B, D): each row w' J
 Sketch = Callable[[Tensor], Tensor]  # (B, k, D) -> (B, k, D): times the Jacobian of the whole flow, roughly
 
 _FIRST_KEY = 16  # of the probes' draws; smaller keys are the likelihood's own
-_AT_ONCE = 16  # vector-Jacobian products in one sweep; fewer than half of that go one by one, which any network can do
-_INSTANTS, _FAINT = 8, -2.0  # of the sketch of Hutch++: evaluations, and the lam at which nothing is seen of the data
+AT_ONCE = 16  # vector-Jacobian products in one sweep; fewer than half of that go one by one, which any network can do
 
 
 class Trace(ABC):
@@ -71,7 +63,7 @@ class ExactTrace(Trace):
     def of(self, products: Products, probes: Tensor) -> Tensor:
         b, _, d = probes.shape
         axes = torch.eye(d, dtype=probes.dtype, device=probes.device)
-        parts = [(products(e[:, None].expand(-1, b, -1)) * e[:, None]).sum((0, 2)) for e in axes.split(_AT_ONCE)]
+        parts = [(products(e[:, None].expand(-1, b, -1)) * e[:, None]).sum((0, 2)) for e in axes.split(AT_ONCE)]
         return sum(parts[1:], parts[0])[:, None]
 
 
@@ -148,7 +140,7 @@ TRACES = {"exact": ExactTrace(), "hutchinson": Hutchinson(), "hutch++": HutchPP(
 
 def multiplied(products: Products, w: Tensor) -> Tensor:
     """w (B, m, D) times J, row by row."""
-    return torch.cat([products(part) for part in w.transpose(0, 1).split(_AT_ONCE)]).transpose(0, 1)
+    return torch.cat([products(part) for part in w.transpose(0, 1).split(AT_ONCE)]).transpose(0, 1)
 
 
 def _normals(noise: WhiteNoise, n: int) -> Tensor:
@@ -158,93 +150,3 @@ def _normals(noise: WhiteNoise, n: int) -> Tensor:
 def _fewer(probes: int, d: int) -> None:
     if probes > d:
         raise UserError(f"{probes} probes in {d} dimensions cost more than the exact trace: take trace='exact', or fewer probes.")
-
-
-@dataclass(frozen=True)
-class Carried:
-    """A model whose state (B, D + columns) is the sample, flattened, and r w L for each estimate, w = sqrt((D + c)/c)/D for c columns.
-
-    So weighted, the mean square over the state's components of an error is D/(D + c) of that of the sample plus the mean square of that of
-    the log-density per dimension: one tolerance for both. The network sees the sample in `dtype`; the state is float64.
-    """
-
-    model: Model
-    trace: Trace
-    probes: Tensor
-    sample: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def dimension(self) -> int:
-        return math.prod(self.sample)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.dimension + self.trace.columns,)
-
-    @property
-    def weight(self) -> float:
-        c = self.trace.columns
-        return math.sqrt((self.dimension + c) / c) / self.dimension
-
-    def rows(self, index: Tensor) -> Carried:
-        return Carried(self.model.rows(index), self.trace, self.probes[index], self.sample, self.dtype)
-
-    def start(self, x: Tensor) -> Tensor:
-        """The state of samples x (B, ...), L = 0."""
-        x = x.flatten(1).double()
-        return torch.cat([x, x.new_zeros(len(x), self.trace.columns)], 1)
-
-    def end(self, state: Tensor, t: Knot) -> tuple[Tensor, Tensor]:
-        """(x, L) of a state at t: samples (B, ...) and (B, columns)."""
-        d = self.dimension
-        return state[:, :d].reshape(-1, *self.sample), state[:, d:] / (math.hypot(t.alpha, t.sigma) * self.weight)
-
-    def __call__(self, x: Tensor, t: Knot) -> Prediction:
-        """dy/dtheta = v and dL/dtheta = tr J, as one answer of kind "v"."""
-        v, products, cost = self.jacobian(x[:, : self.dimension], t)
-        trace = self.trace.of(products, self.probes)
-        return Prediction(x, t, torch.cat([v, self.weight * trace], 1), "v", cost=cost)
-
-    def jacobian(self, x: Tensor, t: Knot) -> tuple[Tensor, Products, int]:
-        """(v (B, D), w -> w dv/dy, network calls) at states x (B, D)."""
-        with torch.enable_grad():
-            inner = x.reshape(-1, *self.sample).to(self.dtype).detach().clone().requires_grad_()
-            p = self.model(inner, t)
-            v = p.v.tensor()
-        if not p.value.requires_grad:
-            raise ModelError(
-                "the answer has no gradient to the state, which the likelihood needs: no detach() or no_grad() in the network."
-            )
-        r = spread(np.hypot(t.alpha, t.sigma), x)
-
-        def products(w: Tensor) -> Tensor:
-            w = w.to(v).reshape(-1, *v.shape)
-            if len(w) < _AT_ONCE // 2:
-                found = torch.stack([torch.autograd.grad(v, inner, one, retain_graph=True)[0] for one in w])
-            else:
-                found = torch.autograd.grad(v, inner, w, retain_graph=True, is_grads_batched=True)[0]
-            return r * found.flatten(2).double()
-
-        return v.detach().flatten(1).double(), products, p.cost
-
-    def sketch(self, data: Tensor, noise: Tensor, low: Knot) -> Sketch:
-        """S (B, k, D) to INT (J - c 1) S dtheta from `low` up, c the mean of s' J s/D: by midpoints in lam, at `data` noised."""
-        top = max(self.schedule.knot(self.schedule.t_max).lam, _FAINT)
-        edges = np.linspace(low.lam, min(top, low.lam - 1.0), _INSTANTS + 1)
-
-        def along(s: Tensor) -> Tensor:
-            total = torch.zeros_like(s)
-            for high, less in pairwise(edges):
-                t = self.schedule.knot_at("lam", float(0.5 * (high + less)))
-                _, products, _ = self.jacobian((t.alpha * data + t.sigma * noise).flatten(1), t)
-                found = multiplied(products, s)
-                diagonal = (found * s).sum(2).mean(1) / s.shape[2]
-                total += math.sin(t.angle) * math.cos(t.angle) * (found - diagonal[:, None, None] * s)  # dtheta = -sin cos dlam
-            return total
-
-        return along

@@ -5,7 +5,7 @@ of the flow from x at t_min and D dimensions (instantaneous change of variables;
 
     log p_tmin(x) = log prior(x_T) + INT div_y v dtheta + D log(r_T/r_tmin).
 
-`trace` finds the divergence and carries the integral, `flow_ends` says what x and the prior are, `dequantise` is for images of grey levels.
+`trace` finds the divergence, `carried` integrates it, `ends` says what x and the prior are.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adaptive import PID
+from ..adaptive import PID
+from ..checks import check_data
+from ..control import Fixed
+from ..grid import AsinhLogSNR, Grid
+from ..names import UserError, choose, positive
+from ..noise import White, WhiteNoise
+from ..prediction import Model
+from ..result import Solution
+from ..sampling import recommend
+from ..schedule import Knot
+from ..solve import solve
+from ..solver import Delegate, Solver
+from ..solvers import AdaptiveAdams
 from .budget import Budget, LogLikelihood
-from .control import Fixed
+from .carried import FRAME, Carried
 from .dequantise import KINDS, Levels
-from .flow_ends import SKETCH, STARTS, Begun, Density, Prior, first_knot
-from .grid import AsinhLogSNR, Grid
-from .names import UserError, choose, positive
-from .noise import White, WhiteNoise
-from .prediction import Model
-from .result import Solution
-from .sampling import recommend
-from .schedule import Knot
-from .solve import solve
-from .solver import Delegate, Solver
-from .solvers import AdaptiveAdams
-from .trace import TRACES, Carried, ExactTrace, Hutchinson, Trace
+from .ends import SKETCH, STARTS, Begun, Density, Prior, first_knot
+from .trace import TRACES, ExactTrace, Hutchinson, Trace
 
 _SMALL = 64  # up to so many dimensions the exact trace is the default
 _SUMS = 5.0  # errors of a sum add up on the way, where those of a state decay: by so much more than `PID` counts on (docs/likelihood.md)
@@ -105,7 +107,7 @@ def _one(
     def found(run: Solution) -> tuple[Tensor, Tensor]:
         """x_T, and log p_t(x) of each probe (B, columns)."""
         latent, grown = carried.end(run.x, top)
-        scale = d * math.log(math.hypot(top.alpha, top.sigma) / math.hypot(t.alpha, t.sigma))
+        scale = d * math.log(FRAME.scale(top) / FRAME.scale(t))
         return latent, grown + prior.log_density(latent)[:, None] + scale
 
     eps, spread = begun.read(carried, state)
@@ -114,7 +116,7 @@ def _one(
     calls = 1 + run.calls
     if runner.coarser is None:
         assert run.error is not None
-        ode = _SUMS * d * run.error.double() / math.hypot(top.alpha, top.sigma)
+        ode = _SUMS * d * run.error.double() / FRAME.scale(top)
     else:
         coarse = solve(runner.solver, carried, state, runner.coarser)
         ode = (each - found(coarse)[1]).mean(1).abs()
@@ -158,8 +160,8 @@ def _runner(
         if not (isinstance(tolerance, float | int) and 0 < tolerance < math.inf):
             raise UserError(f"the tolerance must be a positive number, not {tolerance!r}.")
         last = schedule.knot(schedule.t_max)
-        # errors are judged in the units of the last state, which is `hypot` times one of unit variance
-        pid = PID(atol=tolerance / _SUMS * math.hypot(last.alpha, last.sigma), times=(low.time, last.time))
+        # errors are judged in the units of the last state, which is its scale times one of unit variance
+        pid = PID(atol=tolerance / _SUMS * FRAME.scale(last), times=(low.time, last.time))
         solver = AdaptiveAdams() if solver is None else solver
         return _Runner(solver, pid, None if isinstance(solver, AdaptiveAdams) else replace(pid, atol=_COARSER * pid.atol))
     if tolerance is not None:
@@ -188,15 +190,7 @@ def _upward(model: Model, steps: int, grid: Grid | None, low: Knot) -> Sequence[
 def _check(model: Model, x: Tensor, start: str, dequantise: str, prior: Density | None) -> None:
     choose("start", start, STARTS)
     choose("dequantise", dequantise, KINDS)
-    if not isinstance(model, Model):
-        raise UserError(f"{type(model).__name__} is no model: wrap a network as ScoreNet(net, schedule, predicts=...).")
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not len(x):
-        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"the data must be a floating point tensor (batch, ...) of at least one sample, not {given}.")
-    if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
-        raise UserError(f"the data has shape {tuple(x.shape)}, but the model works on (batch, {', '.join(map(str, model.shape))}).")
-    if not bool(torch.isfinite(x).all()):
-        raise UserError("the data holds NaN or infinity.")
+    check_data(model, x)
     if prior is not None and not isinstance(prior, Density):
         raise UserError(f"prior must know its log_density(x, t): Gaussian(mean, cov, schedule=...), or the oracle, not {prior!r}.")
 

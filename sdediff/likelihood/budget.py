@@ -10,8 +10,9 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from ..batch import mean_with_error
+from ..names import UserError
 from .dequantise import Levels
-from .names import UserError
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ class LogLikelihood:
     @property
     def mean(self) -> tuple[float, float]:
         """(mean over the samples, its standard error: their scatter and that of the probes), in nats."""
-        n = len(self.value)
-        return float(self.value.mean()), float(self.value.std() / math.sqrt(n)) if n > 1 else float(self.standard_error.mean())
+        return mean_with_error(self.value, self.standard_error)
 
     @property
     def mean_bits(self) -> tuple[float, float]:

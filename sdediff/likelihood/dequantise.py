@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .names import UserError, choose
+from ..batch import total
+from ..names import UserError, choose
 
 KINDS = ("uniform", "truncated_normal")
 TAU = 3.0  # where t_min is free: the bin ends at three standard deviations of the noise
@@ -52,20 +53,20 @@ class Levels:
         """Bits per dimension of a log-density in d dimensions: -(log p + d log w)/(d log 2), that is -log p/(d log 2) - log2 w."""
         return -(log_density / d + math.log(self.width)) / math.log(2)
 
-    def check(self, x: Tensor) -> None:
-        """`UserError` unless every value of x is one of the levels."""
+    def check(self, x: Tensor, instead: str = "leave levels= out, and ask the result for .bits(levels)") -> None:
+        """`UserError` unless every value of x is one of the levels; instead: what to do with data of a density."""
         low, high = float(x.min()), float(x.max())
         slack = 1e-3 * self.width
         if low < self.low - slack or high > self.high + slack:
             raise UserError(
-                f"the images range from {low:.4g} to {high:.4g}, but the levels from {self.low:g} to {self.high:g}: give the data as the "
-                f"model knows it, and the first and last level in those units."
+                f"the images range from {low:.4g} to {high:.4g}, but the {self.count} grey levels from {self.low:g} to {self.high:g}: "
+                f"give the data as the model knows it, and the first and last level in those units. For data of a density {instead}."
             )
         place = (x.double() - self.low) / self.width
         if float((place - place.round()).abs().max()) > 0.02:
             raise UserError(
                 f"the images have values between the {self.count} levels: are they scaled, resized or noised? For data of a density "
-                f"leave levels= out, and ask the result for .bits(levels)."
+                f"{instead}."
             )
 
     def edges(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +114,6 @@ def dequantised(x: Tensor, levels: Levels, kind: str, uniform: Tensor, u: float)
     tau = levels.width / (2 * u)
     z = math.erf(tau / math.sqrt(2))
     e = math.sqrt(2) * torch.erfinv((2 * uniform - 1) * z)
-    entropy = d * math.log(u * z * math.sqrt(2 * math.pi)) + 0.5 * e.flatten(1).square().sum(1)
+    entropy = d * math.log(u * z * math.sqrt(2 * math.pi)) + 0.5 * total(e.square())
     v = torch.clamp(0.5 * (lower + upper) + u * e, lower, upper)
     return Dequantised(v, entropy, lower, levels, u)

@@ -1,0 +1,5 @@
+"""`python -m sdediff.cli` is `sdediff`, too."""
+
+from . import main
+
+main()

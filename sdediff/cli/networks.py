@@ -1,0 +1,85 @@
+"""Networks for the commands that work on images: by their names, in the images' precision, and telling of every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from ..checkpoint import load_model
+from ..data import data_folder
+from ..interop.hot_vs_cold import load_hot_vs_cold
+from ..names import UserError
+from ..prediction import Model, Prediction
+from ..pretrained.scores import digits_path
+from ..schedule import Knot, Schedule
+from ..score import ScoreNet
+from ..solver import Delegate, Solver
+from .console import checkpoint_path
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="A model.safetensors; 'digits' (default), or 'mnist', the third-party one in SDEDIFF_DATA."),
+]
+FlowSolverOption = Annotated[str | None, typer.Option("--solver", help='A solver as its repr shows it, e.g. "DDIM()" or "EDICT(p=0.93)".')]
+LimitsOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="What the network calls black and white: the values of 0 and 255. Default -1 1."),
+]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A model that tells of every call."""
+
+    model: Model
+    tell: Callable[[int], None]
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.model.shape
+
+    def __call__(self, x: Tensor, t: Knot) -> Prediction:
+        p = self.model(x, t)
+        self.tell(p.cost)
+        return p
+
+    def rows(self, index: Tensor) -> Watched:
+        return Watched(self.model.rows(index), self.tell)
+
+
+def model_named(checkpoint: Path | None) -> tuple[ScoreNet, tuple[float, float] | None]:
+    """The network, and the limits of its images where they are not -1 and 1."""
+    if checkpoint is None or str(checkpoint) != "mnist":
+        return load_model(checkpoint_path(checkpoint) or digits_path()), None
+    folder = data_folder()
+    if folder is None:
+        raise UserError("the third-party MNIST network is in a folder with weights/: export SDEDIFF_DATA=/path/to/it.")
+    return load_hot_vs_cold(folder / "weights" / "yichizz_ddpm_mnist_starter.pth"), (-0.5, 0.5)
+
+
+def suited(model: ScoreNet, images: torch.dtype) -> None:
+    """Images of float64 are asked about in float64, all others in float32."""
+    if images == torch.float64 and isinstance(model.net, torch.nn.Module):
+        model.net.double()
+
+
+def limits_of(given: tuple[float, float] | None, home: tuple[float, float] | None) -> tuple[float, float] | None:
+    if given is not None and not -float("inf") < given[0] < given[1] < float("inf"):
+        raise UserError(f"--limits takes two numbers, the smaller first, e.g. --limits -1 1, not {given[0]:g} {given[1]:g}.")
+    return given or home
+
+
+def expected_calls(solver: Solver | Delegate | None, steps: int | None, calls: int | None, runs: float) -> float | None:
+    """About how many network calls."""
+    each = calls if steps is None else steps * (1 if solver is None else solver.facts.evals)
+    return None if each is None else round(runs * each) + 1

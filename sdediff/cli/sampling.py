@@ -1,0 +1,69 @@
+"""`sdediff sample`, and `sdediff solvers`, the table of what can be taken for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import sampling
+from ..checkpoint import load_model, write
+from ..external import DELEGATES
+from ..names import label
+from ..pretrained.scores import digits_path
+from ..solver import Delegate, Solver
+from ..solvers import SOLVERS, AdaptiveAdams
+from .console import CheckpointOption, GridOption, SolverOption, checkpoint_path, grid_named, out, print_table, solver_named
+from .files import target_for
+
+
+def sample(
+    checkpoint: CheckpointOption = None,
+    n: Annotated[int, typer.Option("-n", "--samples", help="How many.")] = 64,
+    solver: SolverOption = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; or give --calls.")] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Or: the error at the end that you accept; each sample takes its steps.")] = None,
+    grid: GridOption = None,
+    seed: Annotated[int, typer.Option(help="Sample i is a function of the seed and i.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Samples at a time.")] = None,
+    file: Annotated[Path, typer.Option("--out", help="A .png sheet of images, or a .safetensors of the states.")] = Path("samples.png"),
+) -> None:
+    """Draw samples from a trained network; steps default to 20."""
+    from ..study import figures
+
+    target = target_for(file, (".png", ".safetensors"))
+    model = load_model(checkpoint_path(checkpoint) or digits_path())
+    method, places = solver_named(solver), grid_named(grid)
+    steps = 20 if steps is None and calls is None and tolerance is None else steps
+    x = sampling.sample(model, n, steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch)
+    default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
+    used = method or default
+    if target.kind == ".png":
+        columns = min(n, 16)
+        figures.sheet([("", part) for part in x.split(columns)], file, title=f"{label(used)}, seed {seed}", columns=columns)
+    else:
+        write(file, {"x": x}, {"solver": repr(used), "grid": grid, "calls": calls, "steps": steps, "tolerance": tolerance, "seed": seed})
+    out.print(f"wrote {file}: {n} samples by {label(used)}", soft_wrap=True)
+
+
+def solvers() -> None:
+    """Every solver: order, calls a step, whether it draws noise, reference."""
+    rows = []
+    values: list[Solver | Delegate] = [made() for made in (*SOLVERS, *DELEGATES)]
+    for value in values:
+        facts = value.facts
+        orders = {"ode": facts.ode, "strong": facts.strong, "weak": facts.weak}
+        rows.append(
+            {
+                "solver": type(value).__name__,
+                "options": repr(value).removeprefix(type(value).__name__)[1:-1],
+                "order": ", ".join(f"{k} {v:g}" for k, v in orders.items() if v is not None) or "–",
+                "calls a step": "adaptive" if isinstance(value, Delegate) and value.adaptive else f"{facts.evals:g}",
+                "stochastic": "yes" if facts.stochastic else "no",
+                "inverse": facts.inverse or "–",
+                "reference": facts.reference,
+            }
+        )
+    print_table("Solvers, with their default options", rows)
