@@ -260,6 +260,8 @@ def test_latents_interpolate_to_latents_that_decode(network):
     assert way.solver == recommend(network.schedule, 10)[0]
     shown = decode(network, way).unflatten(0, (5, 2))
     assert float((shown[0] - images[:2]).square().mean().sqrt()) < 0.1
+    own = interpolate(tuple(encode(network, part, tolerance=1e-2) for part in images.split(2)), 5)  # type: ignore[arg-type]
+    assert float((decode(network, own)[:2] - images[:2]).square().mean().sqrt()) < 0.1
     with pytest.raises(UserError, match="different decoders"):
         interpolate((a, encode(network, images[2:], steps=11)), 5)
     with pytest.raises(UserError, match="both"):

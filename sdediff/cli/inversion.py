@@ -140,10 +140,7 @@ def _ends(files: Sequence[Path], pairs: bool) -> tuple[Latent, Latent]:
             raise UserError("--pairs is for one file of latents: with two, each of the first goes to the same of the second.")
         if len(found[0]) != len(found[1]):
             raise UserError(f"{files[0]} holds {len(found[0])} latents, {files[1]} {len(found[1])}: encode as many of both (encode -n N).")
-        a, b = found
-        if isinstance(a.knots, Recorded) and isinstance(b.knots, Recorded) and a.solver == b.solver:
-            return a.of(a.x), a.of(b.x)  # each sample had steps of its own, which nothing between two samples has
-        return a, b
+        return found[0], found[1]
     latent, half = found[0], len(found[0]) // 2
     if len(latent) < 2:
         raise UserError(f"{files[0]} holds one latent: give a second file.")
