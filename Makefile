@@ -10,7 +10,7 @@ study: $(READY)
 	$(BIN)/sdediff study
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 3600
