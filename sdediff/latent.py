@@ -161,8 +161,6 @@ class Latent:
         tensors = {"x": self.x}
         recorded = self.knots if isinstance(self.knots, Recorded) else None
         tensors["times"] = torch.as_tensor(recorded.times if recorded else np.array([k.time for k in self.knots]))  # type: ignore[union-attr]
-        if recorded is not None and recorded.orders_taken is not None:
-            tensors["orders"] = torch.as_tensor(recorded.orders_taken)
         for i, part in enumerate(self.memory.tensors if self.memory else ()):
             tensors[f"memory.{i}"] = part
         for i, knot in enumerate(self.memory.knots if self.memory else ()):
@@ -195,8 +193,7 @@ def load_latent(path: str | Path) -> Latent:
         schedule, given, times = rebuild_schedule(about["schedule"]), about["origin"], tensors["times"].numpy()
         rest = bytes(tensors["rest"].numpy()) if "rest" in tensors else b"" if given["complete"] else None
         origin = Origin(_NAMES[given["dtype"]], tuple(given["limits"]), given["start"], given["seed"], given["first"], rest)  # type: ignore[arg-type]
-        orders = tensors["orders"].numpy() if "orders" in tensors else None
-        knots = Recorded(times, orders, schedule) if times.ndim == 2 else schedule.knots(times)
+        knots = Recorded(times, None, schedule) if times.ndim == 2 else schedule.knots(times)
         knots = Fixed(knots, lower_final=True) if about["lower_final"] else knots  # type: ignore[arg-type]
         solver = named(about["solver"], DELEGATES)
         return Latent(

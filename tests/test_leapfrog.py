@@ -238,6 +238,10 @@ def test_fixed_point_holds_unit_variance_to_6e_14(values):
     assert float((to_float(to_fixed(x)) - x).abs().max()) <= 2.0**-45
 
 
+def test_numbers_beyond_the_limit_are_held_at_it():
+    assert to_float(to_fixed(torch.tensor([1e30, -3e38, 2.0**18]))).tolist() == [2.0**18, -(2.0**18), 2.0**18]
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
