@@ -201,6 +201,15 @@ def test_calls():
     assert AsynchronousLeapfrog().calls((knots[0], knots[0], knots[1])) == 2
 
 
+def test_a_run_that_turns_before_its_window_is_full_begins_anew():
+    """Two steps up, and down past the start: there is no fourth state to go back from."""
+    knots, x = SCHEDULE.knots([0.3, 0.35, 0.4]), mixture().sample(8, SCHEDULE.knot(0.3), seed=0)
+    up = solve(Milne(), mixture(), x, knots)
+    down = solve(Milne(), mixture(), up.x, [*knots[::-1], SCHEDULE.knot(0.28)], memory=up.memory)
+    assert down.calls == 4
+    assert torch.equal(down.x, solve(Milne(), mixture(), Milne().held(x, knots[0]), [knots[0], SCHEDULE.knot(0.28)]).x)
+
+
 def test_floats_take_the_same_steps():
     x, knots = mixture().sample(16, seed=3), upward(20)
     for solver in RULES:
