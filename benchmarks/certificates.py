@@ -65,7 +65,7 @@ GRIDS = {"LogSNR": LogSNR(), "Quadratic": Quadratic()}
 BEGIN = RungeKutta("rk4", Angle())
 AGREE = 0.04  # of two successive slopes
 PATHS = {"gaussian": 256, "mixture": 512, "sharp": 64, "parting": 2048}
-FLOOR = {"exact": 1e-12, "ode": 1e-11, "weak": 1e-12}  # smaller errors are rounding, or the reference's
+FLOOR = {"exact": 1e-12, "ode": 1e-11, "weak": 1e-12, "bits": 1e-11}  # smaller errors are rounding (to 2^-44: bits), or the reference's
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,8 @@ def ode(solver: Solver, name: str, grid: str, steps: tuple[int, int, int], span:
 
     n, least, most = steps
     least = 2 * least if solver.order >= 4 else least  # a high order shows later
-    return slope(error, (n, least, most), FLOOR["exact"] if name == "gaussian" else FLOOR["ode"])
+    floor = FLOOR["ode"] if name != "gaussian" else FLOOR["bits" if solver.facts.inverse == "bits" else "exact"]
+    return slope(error, (n, least, most), floor)
 
 
 def formula(solver: Solver, name: str, grid: str, steps: tuple[int, int, int]) -> Slope:
