@@ -19,6 +19,7 @@ from .adaptive import PID
 from .additive import Additive
 from .bits import DTYPES
 from .checks import broken
+from .coordinates import Angle
 from .fingerprint import fingerprint
 from .grid import AngleUniform, Grid, LogSNR
 from .invertible import Kept
@@ -30,7 +31,7 @@ from .sampling import knots_for
 from .schedule import Knot
 from .solve import solve
 from .solver import Delegate, Solver
-from .solvers import AsynchronousLeapfrog
+from .solvers import AsynchronousLeapfrog, Heun
 
 _ENOUGH = 60  # network calls from which on five of the leapfrog's steps are better taken as one of order 4
 
@@ -56,14 +57,14 @@ def encode(
     names the decoder, its inverse is run: default `AsynchronousLeapfrog()`, of order 4 from 60 calls on. grid: even on that solver's
     clock, else `LogSNR()`. start: "clean" takes the image as the state at t_min; "noised" adds the noise of t_min first (of `seed`, for
     samples first, first + 1, ...), which `decode` removes: only then are the latents of sharp images Gaussian. limits: the values of 0 and
-    255 of uint8 images (default -1 and 1), and where float images should lie. compact: keep one tensor, and an integer for each value that
-    one tensor does not give back (one decode more).
+    255 of uint8 images (default -1 and 1), and where float images should lie. compact: keep one tensor, and packed integers for what one
+    tensor does not give back (one decode more); by default with `Heun(Angle())`, as one tensor is all that its decoder starts from.
     Warns if values lie outside the limits. Raises `UserError` for NaN, a stochastic solver, other dtypes; `ModelError`.
     """
     choose("start", start, STARTS)
     _check_images(x, limits)
     origin = Origin(x.dtype, (-1.0, 1.0) if limits is None else limits, start, seed, first)
-    solver = _decoder(calls, tolerance) if solver is None else solver
+    solver = _decoder(calls, tolerance, compact) if solver is None else solver
     if solver.facts.inverse is None:
         raise UserError(
             f"{solver!r} has no inverse: it draws noise. Encode with AsynchronousLeapfrog(), DDIM(), ..., or encode_noise(...)."
@@ -90,7 +91,9 @@ def encode(
     return _compacted(model, latent, x) if compact else latent
 
 
-def _decoder(calls: int | None, tolerance: float | None) -> Solver:
+def _decoder(calls: int | None, tolerance: float | None, compact: bool) -> Solver:
+    if compact and tolerance is None:
+        return Heun(Angle())
     return AsynchronousLeapfrog(4 if tolerance is None and calls is not None and calls >= _ENOUGH else 2)
 
 
