@@ -68,6 +68,7 @@ from sdediff import (
 )
 from sdediff.bits import bits
 from sdediff.data import digits, idx_images
+from sdediff.inversion import upward
 from sdediff.latent import Origin
 from sdediff.metrics import gaussianity
 from sdediff.names import label
@@ -257,7 +258,7 @@ def adaptive(only: str = "") -> pd.DataFrame:
             continue  # rough in time: a tolerance below 1e-2 would only refine noise
         for method, solver in ADAPTIVE.items():
             for tol in TOLERANCES:
-                up = solve(solver, model, x, PID(atol=tol, times=(model.schedule.t_min, model.schedule.t_max)))
+                up = solve(solver, model, x, upward(model.schedule, tol))
                 back = solve(solver, model, up.x, up.recorded.reverse, memory=up.memory if solver.facts.inverse == "bits" else None)
                 off = per_sample(up.x - exact)
                 assert up.each is not None

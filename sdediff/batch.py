@@ -52,6 +52,13 @@ def rows(index: np.ndarray, tree: Any) -> Any:
     return tree
 
 
+def placed(index: np.ndarray, n: int, tree: Any) -> Any:
+    """A tree of n rows in which the given ones stand at these places (int64), and the first of them everywhere else."""
+    place = np.zeros(n, np.int64)
+    place[index] = np.arange(len(index))
+    return rows(place, tree)
+
+
 def merge(parts: Sequence[tuple[np.ndarray, Any]]) -> Any:
     """One tree of rows that left a batch in parts, each with the places (int64) of its rows: `rows` undone."""
     index, trees = np.concatenate([i for i, _ in parts]), [tree for _, tree in parts]

@@ -25,14 +25,16 @@ from .grid import AngleUniform, Grid, LogSNR
 from .invertible import Kept
 from .latent import STARTS, Latent, Origin
 from .names import UserError, choose
-from .prediction import Model
+from .prediction import InPlace, Model
 from .recorded import Recorded
+from .result import Solution
 from .sampling import knots_for
-from .schedule import Knot
+from .schedule import Knot, Schedule
 from .solve import solve
 from .solver import Delegate, Solver
 from .solvers import AsynchronousLeapfrog, Heun
 
+_NARROW = 0.03  # the standard deviation of a mode that an upward tolerance reckons with: errors made near the data grow as it widens to 1
 _ENOUGH = 60  # network calls from which on five of the leapfrog's steps are better taken as one of order 4
 
 
@@ -74,13 +76,13 @@ def encode(
     if tolerance is not None:
         if steps is not None or calls is not None or grid is not None:
             raise UserError("tolerance= chooses the steps by itself: leave out steps=, calls= and grid=.")
-        way = PID(atol=tolerance, times=(schedule.t_min, schedule.t_max))
+        way = upward(schedule, tolerance)
     else:
         places = grid or even_on(solver)
         way = knots_for(schedule, solver, places, steps=steps, calls=calls)[::-1]
     begin = schedule.knot(schedule.t_min) if isinstance(way, PID) else way[0]
     state = origin.state(x, begin)
-    run = solve(up, model, state, way)
+    run = solve(up, _steady(model, solver, way, len(x)), state, way)
     if not run.reached:
         warnings.warn(f"encoding: {run.reason}", stacklevel=2)
     knots = run.recorded.reverse if run.recorded is not None else run.knots[::-1]
@@ -95,6 +97,11 @@ def _decoder(calls: int | None, tolerance: float | None, compact: bool) -> Solve
     if compact and tolerance is None:
         return Heun(Angle())
     return AsynchronousLeapfrog(4 if tolerance is None and calls is not None and calls >= _ENOUGH else 2)
+
+
+def upward(schedule: Schedule, tolerance: float) -> PID:
+    """Steps for encoding with an error of the latents of about `tolerance`, root mean square (measured in docs/inversion.md)."""
+    return PID(atol=tolerance, data_std=_NARROW, times=(schedule.t_min, schedule.t_max))
 
 
 def even_on(solver: Solver | Delegate) -> Grid:
@@ -136,16 +143,25 @@ def decode(
             f"this latent is exact for {latent.solver!r} on the knots it was encoded on: leave out solver= and knots=, or decode the one "
             "tensor only, latent.single()."
         )
-    solver = latent.solver if solver is None else solver
-    run = solve(solver, model, latent.x, latent.knots if knots is None else knots, memory=latent.memory)
-    return latent.origin.image(run.x, latent.end if knots is None else knots[-1])
+    return latent.origin.image(state_of(model, latent, solver, knots).x, latent.end if knots is None else knots[-1])
+
+
+def state_of(model: Model, latent: Latent, solver: Solver | Delegate | None = None, knots: Sequence[Knot] | None = None) -> Solution:
+    """The run that decodes a latent: its end is the state that `latent.origin` reads as images."""
+    solver, way = latent.solver if solver is None else solver, latent.knots if knots is None else knots
+    return solve(solver, _steady(model, solver, way, len(latent)), latent.x, way, memory=latent.memory)
+
+
+def _steady(model: Model, solver: Solver | Delegate, way: Any, n: int) -> Model:
+    """The model for a run that is to be undone to the bit: where samples leave one by one, asked about all of them all along."""
+    own = isinstance(way, PID | Recorded)
+    return InPlace(model, n) if own and isinstance(solver, Additive) and solver.bits else model
 
 
 def _compacted(model: Model, latent: Latent, images: Tensor) -> Latent:
     """One tensor, and what decoding it lacks of the images."""
     one = latent.single()
-    run = solve(one.solver, model, one.x, one.knots)
-    return replace(one, origin=one.origin.completed(images, run.x, one.end))
+    return replace(one, origin=one.origin.completed(images, state_of(model, one).x, one.end))
 
 
 # --- between latents ------------------------------------------------------------------------------------------------

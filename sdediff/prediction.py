@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from .batch import placed, rows
 from .combine import Linear
 from .names import UserError, choose
 from .schedule import Knot, Number, Schedule
@@ -193,3 +194,35 @@ class Counted:
     def rows(self, index: Tensor) -> Counted:
         chosen = index.cpu().numpy()
         return Counted(self.model.rows(index), self.account, self.each, chosen if self.index is None else self.index[chosen])
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A model that is always asked about n samples, each at its own place, also when only some of them are there.
+
+    A network's last bits depend on the size of the batch, so samples that leave one by one would change the answers of those that stay.
+    Costs the full batch at every call. index: the places of the rows (None: all n).
+    """
+
+    model: Model
+    n: int
+    index: np.ndarray | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.model.shape
+
+    def __call__(self, x: Tensor, t: Knot) -> Prediction:
+        if self.index is None:
+            return self.model(x, t)
+        p = self.model(*placed(self.index, self.n, (x, t)))
+        value, variance, eps_used = rows(self.index, (p.value, p.variance, p.eps_used))
+        return Prediction(x, t, value, p.kind, variance, eps_used, p.cost)
+
+    def rows(self, index: Tensor) -> InPlace:
+        chosen = index.cpu().numpy()
+        return InPlace(self.model, self.n, chosen if self.index is None else self.index[chosen])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adaptive import PID
 from .bits import missing
-from .inversion import decode, encode
+from .inversion import decode, encode, state_of
 from .latent import Origin
 from .metrics import Gaussianity, gaussianity
 from .prediction import Model
@@ -55,7 +55,7 @@ def round_trip(model: Model, x: Tensor, *, converged: Tensor | bool = True, **op
     False. Raises as `encode`.
     """
     latent = encode(model, x, **options)
-    run = solve(latent.solver, model, latent.x, latent.knots, memory=latent.memory)
+    run = state_of(model, latent)
     image = latent.origin.image(run.x, latent.end)
     alone = decode(model, latent.single(), check=False)
     if converged is True:

@@ -10,8 +10,8 @@ from conftest import ROOT
 FLOORS = [
     {"names", "combine", "bits", "clock", "networks", "data", "metrics"},
     {"schedule", "noise", "phi"},
-    {"schedules", "weights"},
-    {"grid", "prediction", "batch", "dense"},
+    {"schedules", "weights", "batch"},
+    {"grid", "prediction", "dense"},
     {"coordinates", "oracle", "score", "result", "threshold", "checks"},
     {"solver", "runge_kutta", "roughness"},
     {"exponential", "invertible"},

@@ -98,6 +98,18 @@ def test_the_third_party_network_gives_its_images_back(real_data, kind):
         assert same(decode(model, encode(model, x, steps=steps, limits=(-0.5, 0.5), start="noised")), x)
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
+def test_a_network_gives_them_back_on_steps_of_each_image_s_own(network, tolerance):
+    """Samples leave one by one, and a network's last bits depend on how many there are: it is asked about all of them all along."""
+    x = digits().x[:16]
+    for start in ("clean", "noised"):
+        latent = encode(network, x, tolerance=tolerance, start=start)
+        assert len({*(latent.knots.times != latent.knots.times[-1]).sum(0)}) > 1  # type: ignore[union-attr]
+        assert same(decode(network, latent), x)
+    compact = encode(network, x, tolerance=tolerance, compact=True)
+    assert same(decode(network, compact), x)
+
+
 @settings(max_examples=50, deadline=None)
 @given(arrays.arrays(np.uint32, (20, 2), elements=st.integers(0, 2**32 - 1)), st.sampled_from(["clean", "noised"]))
 @pytest.mark.filterwarnings("ignore:the images hold values")
