@@ -132,13 +132,15 @@ def decode(
 ) -> Tensor:
     """The images of a latent, in their own dtype: to the bit, exactly or approximately, as its solver promises and its memory allows.
 
-    solver, knots: another decoder, for a latent of a single tensor only. check: that the model is the one that encoded (one more call).
+    solver, knots: another decoder, for a latent of a single tensor only. check: that the model is the one that encoded (one more call); to
+    edit with another on purpose, decode `latent.single()` with check=False: what is kept beside the tensor belongs to the first.
     Raises `UserError` for another model, schedule or shape, or another solver or other knots than those that the memory belongs to.
     """
     if check:
         latent.check(model)
     other_knots = knots is not None and (isinstance(latent.knots, Recorded) or tuple(knots) != latent.knots)
-    if (other_knots or (solver is not None and solver != latent.solver)) and latent.memory is not None:
+    kept = latent.memory is not None or latent.origin.rest is not None
+    if kept and (other_knots or (solver is not None and solver != latent.solver)):
         raise UserError(
             f"this latent is exact for {latent.solver!r} on the knots it was encoded on: leave out solver= and knots=, or decode the one "
             "tensor only, latent.single()."

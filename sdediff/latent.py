@@ -6,7 +6,6 @@ and a fingerprint of the model. `latent.single()` keeps only the one tensor that
 
 from __future__ import annotations
 
-import json
 import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -184,7 +183,7 @@ class Latent:
             "calls": int(self.calls),
             "lower_final": isinstance(self.knots, Fixed) and self.knots.lower_final,
         }
-        write(path, tensors, json.loads(json.dumps(about)))
+        write(path, tensors, about)
 
 
 def load_latent(path: str | Path) -> Latent:

@@ -361,6 +361,9 @@ def test_a_latent_is_decoded_only_by_what_made_it():
         decode(mixture(), latent, knots=LogSNR().knots(SCHEDULE, 5))
     with pytest.raises(UserError, match="single"):
         decode(mixture(), latent, solver=DDIM())
+    compact = encode(mixture(), x, steps=5, compact=True)  # what it lacks, it lacks of this very decoding
+    with pytest.raises(UserError, match="single"):
+        decode(mixture(), compact, knots=LogSNR().knots(SCHEDULE, 7))
     assert decode(mixture(), latent.single(), knots=LogSNR().knots(SCHEDULE, 50), solver=Heun()).shape == x.shape
     with pytest.raises(UserError, match="whole batch"):
         decode(mixture(), replace(encode(mixture(), 1e-20 * x.float(), steps=3), x=x[:3].float(), memory=None))
