@@ -64,6 +64,10 @@ def encode(
     Warns if values lie outside the limits. Raises `UserError` for NaN, a stochastic solver, other dtypes; `ModelError`.
     """
     choose("start", start, STARTS)
+    if limits is not None and not limits[0] < limits[1]:
+        raise UserError(f"limits=(low, high) are the values of black and white, low below high, e.g. (-1, 1), not {limits!r}.")
+    if solver is not None and not isinstance(solver, Solver | Delegate):
+        raise UserError(f"solver must be a solver, such as DDIM() or AsynchronousLeapfrog(4), not {solver!r}.")
     _check_images(x, limits)
     origin = Origin(x.dtype, (-1.0, 1.0) if limits is None else limits, start, seed, first)
     solver = _decoder(calls, tolerance, compact) if solver is None else solver
@@ -136,6 +140,8 @@ def decode(
     edit with another on purpose, decode `latent.single()` with check=False: what is kept beside the tensor belongs to the first.
     Raises `UserError` for another model, schedule or shape, or another solver or other knots than those that the memory belongs to.
     """
+    if not isinstance(latent, Latent):
+        raise UserError(f"decode takes what encode gives, a Latent, not {type(latent).__name__}: of a file, load_latent(path).")
     if check:
         latent.check(model)
     other_knots = knots is not None and (isinstance(latent.knots, Recorded) or tuple(knots) != latent.knots)
@@ -182,6 +188,8 @@ def interpolate(latents: tuple[Any, Any], n: int, kind: str = "slerp") -> Any:
     latents; "linear", the straight line, whose midpoint is too short by sqrt(2). The angle w is each sample's own.
     """
     choose("kind", kind, ("slerp", "linear"))
+    if not isinstance(latents, tuple | list) or len(latents) != 2:
+        raise UserError(f"interpolate takes two batches in one argument, interpolate((a, b), n), not {type(latents).__name__}.")
     a, b = latents
     if isinstance(a, Latent) and isinstance(b, Latent):
         own = isinstance(a.knots, Recorded) and isinstance(b.knots, Recorded)  # steps of each sample's own, which nothing between has

@@ -374,6 +374,14 @@ def test_what_cannot_be_encoded():
     for wrong, message in ((x.long(), "uint8"), (x[0], "batch"), (x.masked_fill(x > 0.5, math.nan), "NaN"), (x[:0], "at least one")):
         with pytest.raises(UserError, match=message):
             encode(mixture(), wrong, steps=3)
+    with pytest.raises(UserError, match="low below high"):
+        encode(mixture(), x, steps=3, limits=(1.0, -1.0))
+    with pytest.raises(UserError, match="such as DDIM"):
+        encode(mixture(), x, steps=3, solver="DDIM")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="load_latent"):
+        decode(mixture(), "latent.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="two batches"):
+        interpolate(encode(mixture(), x, steps=3), 3)  # type: ignore[call-overload]
     with pytest.raises(UserError, match="encode_noise"):
         encode(mixture(), x, steps=3, solver=DDPM())
     with pytest.raises(UserError, match="start"):
