@@ -13,9 +13,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sdediff.data.dataset import Dataset
 from sdediff.data.errors import DataError
+from sdediff.data.source import unit
 
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP = b"\x1f\x8b"
@@ -90,17 +92,22 @@ def idx_images(images_path: str | Path, labels_path: str | Path | None = None) -
     Images are uint8 (n, h, w) or (n, c, h, w), mapped to [-1, 1] by x/127.5 - 1; labels are integers (n,).
     Raises DataError for unreadable files, other types or ranks, and counts that differ.
     """
+    pixels, labels = idx_bytes(images_path, labels_path)
+    return Dataset(unit(pixels), labels, Path(images_path).name.removesuffix(".gz"))
+
+
+def idx_bytes(images_path: str | Path, labels_path: str | Path | None = None) -> tuple[Tensor, Tensor | None]:
+    """(uint8 (n, c, h, w), labels): what `idx_images` gives, a quarter as large."""
     pixels = read_idx(images_path)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise DataError(
             f"{images_path} holds {pixels.dtype} of shape {pixels.shape}; expected uint8 images (n, h, w) or "
             "(n, c, h, w). Were images and labels swapped? For other data use read_idx and scale it yourself."
         )
-    x = torch.from_numpy(pixels).to(torch.float32).div_(127.5).sub_(1)
+    x = torch.from_numpy(pixels)
     x = x[:, None] if pixels.ndim == 3 else x
-    name = Path(images_path).name.removesuffix(".gz")
     if labels_path is None:
-        return Dataset(x, None, name)
+        return x, None
     labels = read_idx(labels_path)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
@@ -111,7 +118,7 @@ def idx_images(images_path: str | Path, labels_path: str | Path | None = None) -
             f"{len(pixels)} images in {images_path}, but {len(labels)} labels in {labels_path}; expected one label an "
             "image. Give the two files of the same split."
         )
-    return Dataset(x, torch.from_numpy(labels.astype(np.int64)), name)
+    return x, torch.from_numpy(labels.astype(np.int64))
 
 
 def mnist(folder: str | Path, split: Literal["train", "test"] = "train") -> Dataset:
@@ -120,11 +127,17 @@ def mnist(folder: str | Path, split: Literal["train", "test"] = "train") -> Data
     folder: where `train-images-idx3-ubyte[.gz]` and so on lie, e.g. `data_folder() / "mnist"`. The order is the files'.
     Raises DataError for another split, missing or damaged files, and counts that differ.
     """
+    pixels, labels = mnist_bytes(folder, split)
+    return Dataset(unit(pixels), labels, f"mnist-{split}")
+
+
+def mnist_bytes(folder: str | Path, split: str = "train") -> tuple[Tensor, Tensor | None]:
+    """(uint8 (n, 1, 28, 28), labels) of MNIST, or of Fashion-MNIST, which has files of the same names."""
     prefix = {"train": "train", "test": "t10k"}.get(split)
     if prefix is None:
         raise DataError(f"MNIST has no split {split!r}; expected 'train' or 'test'.")
     images, labels = (_published(Path(folder), f"{prefix}-{part}-ubyte") for part in ("images-idx3", "labels-idx1"))
-    return idx_images(images, labels)._replace(name=f"mnist-{split}")
+    return idx_bytes(images, labels)
 
 
 def _published(folder: Path, name: str) -> Path:

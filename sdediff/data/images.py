@@ -7,26 +7,22 @@ file. Every file is read into (n, c, h, w) of uint8 or floats. What does not fit
 import io
 import math
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdediff.data.errors import DataError
+from sdediff.data.decoding import PICTURES, opened, plain
+from sdediff.data.errors import DAMAGED, DataError, first_line
 from sdediff.data.idx import GZIP, read_idx
+from sdediff.data.numpy_files import numpy_file, the_one
 
-PICTURES = (".png", ".jpg", ".jpeg")
 _DTYPES = ("uint8", "float16", "float32", "float64")
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError, MemoryError, RuntimeError)
-_DAMAGED = (*_BROKEN, struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
 _SIDE = 48  # pixels to which small images on a sheet are enlarged
 
 
@@ -78,16 +74,16 @@ def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
                 raise DataError(
                     f"The folder {path} holds no images. Expected {', '.join(PICTURES)} files in it; folders inside are not read."
                 )
-            yield from sorted(found, key=_numbered)
+            yield from sorted(found, key=lambda f: numbered(f.name))
         elif path.is_file():
             yield path
         else:
             raise DataError(f"There is no file or folder {path}. Check the name.")
 
 
-def _numbered(path: Path) -> list[tuple[int, str]]:
+def numbered(name: str) -> list[tuple[int, str]]:
     """img2 before img10."""
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", path.name)]
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
 def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
@@ -99,7 +95,7 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
         raise DataError(f"{path} cannot be read ({e.strerror}).") from e
     suffix = path.suffix.lower()
     if suffix in PICTURES:
-        return _copied(_arranged(_pixels(path, shape), shape, path))
+        return _copied(arranged(_pixels(path, shape), shape, path))
     if suffix == ".safetensors":
         return _tensor(path, shape)
     if suffix in (".npy", ".npz"):
@@ -111,7 +107,7 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
     if array.dtype.name not in _DTYPES:
         cure = "save it with .astype(np.uint8) if it holds 0 to 255, else scaled as in training, as floats"
         raise DataError(f"{path} holds {array.dtype.name}. Expected {', '.join(_DTYPES)}: {cure}.")
-    return _copied(_arranged(array, shape, path))
+    return _copied(arranged(array, shape, path))
 
 
 def _copied(array: np.ndarray) -> Tensor:
@@ -128,29 +124,10 @@ def _pixels(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
         raise DataError(
             f"{path} is a picture, but the model's samples have shape {shape}. Give an array (n, {', '.join(map(str, shape))})."
         )
-    try:
-        raw = path.read_bytes()
-        image = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG"))
-        size = image.size  # of the header: nothing is unpacked yet
-        if shape is not None and sorted(size) != sorted(shape[1:]):
-            raise DataError(_other_size(path, size, shape))
-        image.load()
-    except DataError:
-        raise
-    except _DAMAGED as e:
-        raise DataError(f"{path} cannot be read as a PNG or JPEG ({_first_line(e)}). Copy it again, or convert it.") from e
-    if image.format == "PNG" and raw[24] == 16:
-        raise DataError(f"{path} has 16 bits a channel. Expected 8: give such images as floats in an .npz.")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (255, 255):
-            raise DataError(f"{path} is transparent in places. Lay it on a background first: the model knows no transparency.")
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))[None]
-    if image.mode not in ("P", "RGB", "RGBA"):
-        raise DataError(f"{path} has the colours {image.mode}. Expected grey or RGB: convert it first.")
-    return np.asarray(image.convert("RGB"))[None]
+    with path.open("rb") as file, opened(file, path) as image:  # nothing is unpacked yet
+        if shape is not None and sorted(image.size) != sorted(shape[1:]):
+            raise DataError(_other_size(path, image.size, shape))
+        return np.asarray(plain(image, path))[None]
 
 
 def _other_size(path: Path, size: tuple[int, int], shape: tuple[int, ...]) -> str:
@@ -162,24 +139,8 @@ def _other_size(path: Path, size: tuple[int, int], shape: tuple[int, ...]) -> st
 
 def _array(path: Path) -> np.ndarray:
     """The array of an .npy file, or the only one, "images" or "x" of an .npz."""
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            names = found.files
-            chosen = names if len(names) == 1 else [n for n in ("images", "x") if n in names]
-            if not chosen:
-                raise DataError(f"{path} holds the arrays {', '.join(names) or '(none)'}. Expected one array, or one named images or x.")
-            return np.asarray(found[chosen[0]])
-    except DataError:
-        raise
-    except _DAMAGED as e:
-        if "pickle" in str(e):
-            raise DataError(f"{path} holds pickled objects or no array: pickles are never loaded, since loading runs code.") from e
-        raise DataError(
-            f"{path} cannot be read as NumPy's {path.suffix} ({_first_line(e)}). Save it again with np.save or np.savez."
-        ) from e
+    with numpy_file(path) as found:
+        return found if isinstance(found, np.ndarray) else np.asarray(found[the_one(path, found.files, ("images", "x"))])
 
 
 def _tensor(path: Path, shape: tuple[int, ...] | None) -> Tensor:
@@ -195,25 +156,19 @@ def _tensor(path: Path, shape: tuple[int, ...] | None) -> Tensor:
             x = file.get_tensor(chosen[0])
     except DataError:
         raise
-    except (SafetensorError, *_DAMAGED) as e:
-        raise DataError(f"{path} is not a whole safetensors file ({_first_line(e)}). Copy it again.") from e
+    except (SafetensorError, *DAMAGED) as e:
+        raise DataError(f"{path} is not a whole safetensors file ({first_line(e)}). Copy it again.") from e
     if x.dtype != torch.bfloat16:
         if str(x.dtype).removeprefix("torch.") not in _DTYPES:
             raise DataError(f"{path} holds {x.dtype}. Expected {', '.join(_DTYPES)} or bfloat16.")
-        return _copied(_arranged(x.numpy(), shape, path))
-    return _copied(_arranged(x.view(torch.int16).numpy(), shape, path)).view(torch.bfloat16)
-
-
-def _first_line(wrong: BaseException) -> str:
-    if isinstance(wrong, UnidentifiedImageError):
-        return "it is none"
-    return (str(wrong).splitlines() or [type(wrong).__name__])[0][:120]
+        return _copied(arranged(x.numpy(), shape, path))
+    return _copied(arranged(x.view(torch.int16).numpy(), shape, path)).view(torch.bfloat16)
 
 
 # --- arrangement --------------------------------------------------------------------------------------------------
 
 
-def _arranged(x: np.ndarray, shape: tuple[int, ...] | None, path: Path) -> np.ndarray:
+def arranged(x: np.ndarray, shape: tuple[int, ...] | None, path: Path) -> np.ndarray:
     """(n, *shape) of an array that holds n images with the channel first, last or left out, or one image."""
     if not x.size:
         raise DataError(f"{path} holds no images, an array of shape {x.shape}. Expected at least one.")
