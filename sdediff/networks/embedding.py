@@ -17,11 +17,32 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConditionEmbedding", "TimeEmbedding", "Waves"]
+__all__ = ["ConditionEmbedding", "TimeEmbedding", "Waves", "check_labels"]
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """ValueError unless labels (n,) are whole numbers from 0 to `classes`, of which the last says "no label".
+
+    The range is looked at on the CPU only: elsewhere it would make the device wait, and a compiled network does not look at values.
+    """
+    if labels.ndim != 1 or labels.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"labels are whole numbers (int64), one a sample, of shape (n,); got {tuple(labels.shape)} of {labels.dtype}.")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high > classes:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"label {wrong} is out of range for {classes} classes: labels run from 0 to {classes - 1}, and {classes} means no label. "
+            "Count them from 0, or build the network with more classes."
+        )
 
 
 class Waves(nn.Module):
     """Cosines and sines of a scalar: (n,) -> (n, features), the frequencies geometric from `low` to `high`.
+
+    DDPM's embedding of the index is features = width, low = 1e-4, high = 1. (The later codes of ADM and DiT have the same frequencies but
+    for the last: theirs are 1e4^(-j/k), j = 0 .. k-1, which ends at low = 1e-4^((k-1)/k).)
 
     Args:
         features: how many numbers come out; even, at least 4.
@@ -82,7 +103,7 @@ class ConditionEmbedding(TimeEmbedding):
         classes: how many classes, or None for a network that takes no labels.
 
     Raises:
-        ValueError: from `forward`, when labels are given to a network without classes, or `condition` is not (n,).
+        ValueError: from `forward`, when labels are given to a network without classes or are out of range, or `condition` is not (n,).
     """
 
     def __init__(self, width: int, features: int, low: float, high: float, classes: int | None = None) -> None:
@@ -109,4 +130,6 @@ class ConditionEmbedding(TimeEmbedding):
             return embedding
         if labels is None:
             labels = torch.full((len(embedding),), self.classes, dtype=torch.long, device=embedding.device)
+        else:
+            check_labels(labels, self.classes)
         return embedding + self.table(labels)

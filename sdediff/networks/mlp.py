@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .blocks import chosen
 from .embedding import ConditionEmbedding
 
 __all__ = ["MLP"]
@@ -54,7 +55,8 @@ class MLP(nn.Module):
 
     The answer has the shape of x. The last layer begins at zero, so a fresh network answers 0. It reads the raw input
     beside the last hidden layer, so that an answer almost linear in x costs no hidden units. A condition of shape (1,)
-    is one number for the whole batch: same answer as (n,), and cheaper, since it is embedded once.
+    is one number for the whole batch: same answer as (n,), and cheaper, since it is embedded once. With `variance` the answer has twice
+    as many channels (entries of the first axis): what it predicts, then as many numbers about its variance.
 
     Args:
         shape: of one sample, e.g. (2,) or (1, 8, 8).
@@ -65,6 +67,7 @@ class MLP(nn.Module):
         features, low, high: waves of the condition, and their frequencies in radians per unit (see `Waves`).
         dropout: probability of dropping a hidden unit while training.
         classes: number of labels, or None; label `classes` and labels=None both mean "no label".
+        variance: answer about the variance too.
 
     Raises:
         ValueError: from `forward`, when x does not have the shape promised, or labels come uninvited.
@@ -82,6 +85,7 @@ class MLP(nn.Module):
         high: float = 2.0,
         dropout: float = 0.0,
         classes: int | None = None,
+        variance: bool = False,
     ) -> None:
         super().__init__()
         self.config: dict[str, object] = {
@@ -96,13 +100,15 @@ class MLP(nn.Module):
             "dropout": dropout,
             "classes": classes,
         }
+        self.config |= chosen(variance=(variance, False))
         self.shape = tuple(shape)
+        self.answer = (shape[0] * (1 + variance), *shape[1:])
         size = math.prod(shape)
         self.embed = ConditionEmbedding(embedding, features, low, high, classes)
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width, round(width * expansion), embedding, dropout) for _ in range(depth))
         self.modulated = Modulated(width, embedding)
-        self.leave = nn.Linear(width + size, size)
+        self.leave = nn.Linear(width + size, math.prod(self.answer))
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
 
@@ -115,4 +121,4 @@ class MLP(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         last = nn.functional.gelu(self.modulated(h, embedding))
-        return self.leave(torch.cat([last, flat], dim=1)).reshape(x.shape)
+        return self.leave(torch.cat([last, flat], dim=1)).unflatten(1, self.answer)
