@@ -219,8 +219,8 @@ class _Network:
         self.rounds += 1
         found = self._at_once(asked) if self.together else [self.model.rows(rows)(a.x, a.t) for a, rows in asked]
         for p, (_, rows) in zip(found, asked, strict=True):
-            for b in rows.tolist():
-                self.calls[b] += p.cost
+            for b, cost in zip(rows.tolist(), np.broadcast_to(p.cost, len(rows)).tolist(), strict=True):
+                self.calls[b] += cost
         return found
 
     def _at_once(self, asked: list[tuple[_Asked, Tensor]]) -> list[Prediction]:
@@ -230,7 +230,9 @@ class _Network:
         t = Knot(*(np.repeat([getattr(a.t, name) for a, _ in asked], sizes) for name in _NUMBERS), schedule=self.model.schedule)
         p = self.model.rows(torch.cat([rows for _, rows in asked]))(torch.cat([a.x for a, _ in asked]), t)
         parts = [(v.split(sizes) if v is not None else [None] * len(asked)) for v in (p.value, p.variance, p.eps_used)]
-        return [Prediction(a.x, a.t, v, p.kind, var, eps, p.cost) for (a, _), v, var, eps in zip(asked, *parts, strict=True)]
+        costs = np.split(np.broadcast_to(p.cost, sum(sizes)), np.cumsum(sizes)[:-1])
+        found = zip(asked, *parts, costs, strict=True)
+        return [Prediction(a.x, a.t, v, p.kind, var, eps, cost, p.data_std) for (a, _), v, var, eps, cost in found]
 
 
 _NUMBERS = tuple(f.name for f in fields(Knot) if f.name != "schedule")

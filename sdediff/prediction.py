@@ -9,9 +9,10 @@ A `Prediction` keeps the answer as it came; `.x0`, `.eps`, `.v`, `.score`, `.flo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .batch import placed, rows
@@ -32,7 +33,9 @@ class Prediction:
 
     v = cos(angle) eps - sin(angle) x0 (alpha eps - sigma x0 when variance preserving); flow = eps - x0. variance: where a network
     that learns the reverse variance puts it between the small (-1) and the large (1) one; eps_used: the eps with which to add noise
-    again, where it differs (CFG++); cost: network calls this answer took.
+    again, where it differs (CFG++); cost: network calls this answer took, an array (B,) where the samples took different numbers.
+    data_std: d of a value "v" of data of another than unit variance, cos eps - sin x0/d at the angle atan(sigma/(alpha d)): minus EDM's
+    F. The reading `.v` is that of unit variance.
     Raises `ModelError` if value's shape or dtype is not x's.
     """
 
@@ -42,7 +45,8 @@ class Prediction:
     kind: str
     variance: Tensor | None = None
     eps_used: Tensor | None = None
-    cost: int = 1
+    cost: int | np.ndarray = 1
+    data_std: float = 1.0
 
     def __post_init__(self) -> None:
         if self.value.shape != self.x.shape or self.value.dtype != self.x.dtype:
@@ -53,7 +57,7 @@ class Prediction:
         when = f"at time {self.at.time:g}" if isinstance(self.at.time, float) else "in a per-sample solve"
         if self.value.shape != self.x.shape:
             what = f"a tensor of shape {tuple(self.value.shape)} for a state of shape {tuple(self.x.shape)}"
-            cure = "return one answer of the state's shape (a network with learned variances returns twice the channels: split them)"
+            cure = "return one answer of the state's shape (learned variances, twice the channels: split them by ScoreNet(variance=True))"
         else:
             what = f"dtype {self.value.dtype} for a state of dtype {self.x.dtype}"
             cure = "convert the network or the state, or return `answer.to(x.dtype)`"
@@ -73,7 +77,7 @@ class Prediction:
     def v(self) -> Linear:
         """cos(angle) eps - sin(angle) x0, the velocity in Angle coordinates for data of unit variance."""
         c, s = cos_sin(self.at)
-        return self._reading("v", -s, c)
+        return self._reading("v" if self.data_std == 1.0 else "", -s, c)
 
     @property
     def score(self) -> Linear:
@@ -100,7 +104,7 @@ class Prediction:
         if self.kind == wanted:
             return Linear(((1.0, self.value),))
         t = self.at
-        p, q = _parts(self.kind, t)
+        p, q = parts(self.kind, t, self.data_std)
         alpha, sigma = t.alpha, t.sigma
         det = p * sigma - q * alpha
         if det == 0 if isinstance(det, float) else np.any(det == 0):
@@ -120,21 +124,26 @@ class Prediction:
         )
 
 
-def cos_sin(t: Knot) -> tuple[Number, Number]:
-    """cos and sin of the angle: alpha and sigma over sqrt(alpha^2 + sigma^2)."""
-    r = (t.alpha**2 + t.sigma**2) ** 0.5
-    return t.alpha / r, t.sigma / r
+def cos_sin(t: Knot, data_std: float = 1.0) -> tuple[Number, Number]:
+    """cos and sin of the angle: alpha d and sigma over sqrt(alpha^2 d^2 + sigma^2)."""
+    r = marginal_std(t, data_std)
+    return data_std * t.alpha / r, t.sigma / r
 
 
-def _parts(kind: str, t: Knot) -> tuple[Number, Number]:
+def marginal_std(t: Knot, data_std: float = 1.0) -> Number:
+    """sqrt(alpha^2 d^2 + sigma^2): of x, for data of standard deviation d."""
+    return ((data_std * t.alpha) ** 2 + t.sigma**2) ** 0.5
+
+
+def parts(kind: str, t: Knot, data_std: float = 1.0) -> tuple[Number, Number]:
     """(p, q) of value = p x0 + q eps."""
     if kind in ("eps", "score"):  # a score is read as eps = -sigma score
         return 0.0, 1.0
     if kind == "x0":
         return 1.0, 0.0
     if kind == "v":
-        c, s = cos_sin(t)
-        return -s, c
+        c, s = cos_sin(t, data_std)
+        return -s / data_std, c
     if kind == "flow":
         return -1.0, 1.0
     choose("prediction kind", kind, KINDS)
@@ -160,10 +169,43 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Labelled(Model, Protocol):
+    """A model that can be asked for some classes of the data, and for all of it."""
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, 0 .. classes - 1; None if it has none, or does not know."""
+        ...
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of each sample (B,); None: the model of all the data."""
+        ...
+
+    def with_labels(self, labels: Tensor | None) -> Labelled:
+        """The model for samples of these classes."""
+        ...
+
+
+def check_labels(labels: Any, classes: int | None) -> Tensor:
+    """labels as int64 (B,), each one of the classes, or `classes` for no label. `UserError` that names the first that is not."""
+    given = torch.as_tensor(labels)
+    if given.ndim != 1 or not len(given) or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise UserError(f"labels must be whole numbers, one a sample (batch,), not {given.dtype} of shape {tuple(given.shape)}.")
+    wrong = given < 0 if classes is None else (given < 0) | (given > classes)
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0])
+        known = "" if classes is None else f"; there are {classes} classes, 0 to {classes - 1}, and {classes} means no label"
+        raise UserError(f"label {int(given[i])} of sample {i} does not exist{known}: choose another.")
+    return given.long()
+
+
 @dataclass
 class Counted:
     """A model that counts: `calls` network calls so far (2 for an answer that ran two networks), and `each`, those of each sample.
 
+    Where samples took different numbers, `calls` grows by the largest: the networks ran once for the batch.
     `rows` makes a model of some samples that counts into the same account; index says which samples its rows are (None: all).
     """
 
@@ -186,7 +228,7 @@ class Counted:
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
-        self.account[0] += p.cost
+        self.account[0] += p.cost if isinstance(p.cost, int) else int(p.cost.max(initial=0))
         if self.each is not None:
             self.each[slice(None) if self.index is None else self.index] += p.cost
         return p
@@ -220,8 +262,8 @@ class InPlace:
         if self.index is None:
             return self.model(x, t)
         p = self.model(*placed(self.index, self.n, (x, t)))
-        value, variance, eps_used = rows(self.index, (p.value, p.variance, p.eps_used))
-        return Prediction(x, t, value, p.kind, variance, eps_used, p.cost)
+        value, variance, eps_used, cost = rows(self.index, (p.value, p.variance, p.eps_used, p.cost))
+        return Prediction(x, t, value, p.kind, variance, eps_used, cost, p.data_std)
 
     def rows(self, index: Tensor) -> InPlace:
         chosen = index.cpu().numpy()

@@ -167,7 +167,9 @@ def smooth_time(
     net = copy.deepcopy(model.net)
     home, _, last = name.rpartition(".")
     setattr(net.get_submodule(home), last, _Averaged(net.get_submodule(name), window, name))
-    return ScoreNet(net, model.schedule, model.predicts, model.condition, model.labels, model.shape)
+    smooth = copy.copy(model)
+    smooth.net = net
+    return smooth
 
 
 def _found(net: nn.Module) -> str:

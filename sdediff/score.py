@@ -1,65 +1,105 @@
-"""The score network as a Model, and the denoising-score-matching losses that train it.
+"""The score network as a Model: what a network is fed, and how its answer is read.
 
 A network learns from `x_t = alpha x0 + sigma eps` to predict eps, x0, v or the score; the score itself is E[-eps/sigma | x_t] (Vincent
-2011), so one squared error trains them all, and one trained network serves every solver.
+2011), so one squared error trains them all (`objective`), and one trained network serves every solver.
 This is the one place where a network sees a tensor time: as the schedule's time, DDPM's index, lam = log(alpha/sigma), or EDM's
-c_noise = log(u)/4.
+c_noise = log(u)/4; and the one place of preconditioning. EDM's denoiser of y = x/alpha at sigma = u (Karras et al. 2022, eq. 7, table 1),
+`D = c_skip y + c_out F(c_in y; c_noise)` with `c_skip = d^2/(u^2 + d^2), c_out = u d/sqrt(u^2 + d^2), c_in = 1/sqrt(u^2 + d^2)`, says that
+`F(x/sqrt(alpha^2 d^2 + sigma^2); c_noise) = sin x0/d - cos eps`, minus the v of data of standard deviation d, tan(angle) = sigma/(alpha d).
+Read so, nothing is divided by alpha or by sigma, and no digits are lost at either end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+import math
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .combine import Linear, combine, linear, spread
+from .combine import combine, linear
 from .names import UserError, choose
-from .prediction import KINDS, ModelError, Prediction, cos_sin
+from .prediction import KINDS, ModelError, Prediction, check_labels, marginal_std
 from .schedule import Knot, Number, Schedule
 from .schedules import DiscreteVP
 
 CONDITIONS = ("time", "index", "lam", "c_noise")
+PRECONDITIONINGS = (None, "input", "edm")
 
 
 class ScoreNet:
     """A plain network `net(x, condition)` (or `net(x, condition, labels)`) and a schedule, as a Model.
 
-    predicts: what the network answers: "eps", "x0", "v", "score", or "mean" (DDPM's posterior mean of the index before; DiscreteVP only).
-    condition: what it is fed, a tensor (B,) of x's dtype: "time", "index" (time N - 1), "lam", or "c_noise" = log(sigma/alpha)/4.
-    labels: class labels (B,) that travel with the samples, or None. shape: of one sample, if known (checked by `solve`).
+    predicts: what the network answers: "eps" (the default), "x0", "v", "score", "flow", or "mean" (DDPM's posterior mean of the index
+    before; DiscreteVP only). condition: what it is fed, a tensor (B,) of x's dtype: "time" (the default), "index" (time N - 1), "lam",
+    or "c_noise" = log(sigma/alpha)/4. labels: class labels (B,) that travel with the samples, or None. shape: of one sample, if known
+    (checked by `solve`). variance: the network answers twice the channels, the second half being `Prediction.variance`.
+    preconditioning: None, the network sees x; "input", it sees x at unit variance, x/sqrt(alpha^2 d^2 + sigma^2); "edm", that, and it
+    answers EDM's F (nothing is left to say with `predicts`; the condition is c_noise unless told). data_std: d, used by these two.
     """
 
     def __init__(
         self,
         net: Callable[..., Tensor],
         schedule: Schedule,
-        predicts: str = "eps",
-        condition: str = "time",
+        predicts: str | None = None,
+        condition: str | None = None,
         labels: Tensor | None = None,
         shape: tuple[int, ...] | None = None,
+        *,
+        variance: bool = False,
+        preconditioning: str | None = None,
+        data_std: float = 0.5,
     ):
+        choose("preconditioning", preconditioning, PRECONDITIONINGS)
+        edm = preconditioning == "edm"
+        predicts = predicts or ("v" if edm else "eps")
+        condition = condition or ("c_noise" if edm else "time")
         choose("predicts", predicts, (*KINDS, "mean"))
         choose("condition", condition, CONDITIONS)
         if (predicts == "mean" or condition == "index") and not isinstance(schedule, DiscreteVP):
             raise UserError(f"{predicts if predicts == 'mean' else condition!r} counts DDPM's indices: it needs a DiscreteVP schedule.")
+        if edm and predicts != "v":
+            raise UserError(f"under preconditioning='edm' a network answers F, minus v: leave predicts={predicts!r} out, or take 'input'.")
+        if not (isinstance(data_std, int | float) and 0 < data_std < math.inf):
+            raise UserError(f"data_std is the standard deviation of the data, a positive number, not {data_std!r}.")
         self.net, self.schedule, self.predicts, self.condition = net, schedule, predicts, condition
-        self.labels, self.shape = labels, shape
+        self.labels, self.shape, self.variance = labels, shape, variance
+        self.preconditioning, self.data_std = preconditioning, float(data_std)
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         """The network's answer at states x (B, ...) and instant t. Raises `ModelError` for an answer of another shape or dtype."""
+        answer, variance = self._answer(x, t), None
+        if self.variance:
+            answer, variance = self._halves(x, answer)
+        if self.predicts == "mean":
+            return Prediction(x, t, self._from_mean(x, t, answer), "x0", variance)
+        if self.preconditioning == "edm":
+            return Prediction(x, t, -answer, "v", variance, data_std=self.data_std)
+        return Prediction(x, t, answer, self.predicts, variance)
+
+    def _answer(self, x: Tensor, t: Knot) -> Tensor:
         condition = self._condition(x, t)
+        seen = x if self.preconditioning is None else combine(linear(x, 1 / marginal_std(t, self.data_std)))
         try:
-            answer = self.net(x, condition) if self.labels is None else self.net(x, condition, self.labels)
+            return self.net(seen, condition) if self.labels is None else self.net(seen, condition, self.labels)
         except RuntimeError:
             self._check_dtype(x)
             raise
-        if self.predicts == "mean":
-            return Prediction(x, t, self._from_mean(x, t, answer), "x0")
-        return Prediction(x, t, answer, self.predicts)
+
+    def _halves(self, x: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction and what says where the variance is."""
+        wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+        if answer.shape != wanted:
+            raise ModelError(
+                f"with learned variances a network answers twice the channels, {tuple(wanted)} for a state of shape {tuple(x.shape)}, not "
+                f"{tuple(answer.shape)}: build it with variance=True, or leave variance=True out of ScoreNet."
+            )
+        value, variance = answer.chunk(2, dim=1)
+        return value, variance
 
     def _check_dtype(self, x: Tensor) -> None:
         """`ModelError` if the network's weights are of another float type than the state."""
@@ -72,8 +112,23 @@ class ScoreNet:
         """The model for a subset of the samples: their labels only."""
         if self.labels is None:
             return self
-        labels = self.labels[index.to(self.labels.device)]
-        return ScoreNet(self.net, self.schedule, self.predicts, self.condition, labels, self.shape)
+        model = copy.copy(self)
+        model.labels = self.labels[index.to(self.labels.device)]
+        return model
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the network knows; None if it has none, or is not one of ours and does not say."""
+        config = getattr(self.net, "config", None)
+        return config.get("classes") if isinstance(config, Mapping) else None
+
+    def with_labels(self, labels: Tensor | None) -> ScoreNet:
+        """The model of samples of these classes, whole numbers (B,) (`classes`: no label), or with None of all the data."""
+        if labels is not None and self.classes is None and isinstance(getattr(self.net, "config", None), Mapping):
+            raise UserError("this network has no classes: build and train it with classes=..., or guide it by a classifier.")
+        model = copy.copy(self)
+        model.labels = None if labels is None else check_labels(labels, self.classes)
+        return model
 
     def _condition(self, x: Tensor, t: Knot) -> Tensor:
         value: Number
@@ -113,79 +168,3 @@ def _one_for_all(value: float, n: int, dtype: torch.dtype, device: torch.device)
     """
     with torch.inference_mode(False):
         return torch.full((1,), value, dtype=dtype, device=device).expand(n)
-
-
-# --- losses -------------------------------------------------------------------------------------------------------
-
-WEIGHTINGS = ("simple", "likelihood")
-NORMS = ("l2", "l1", "huber")
-TIMES = ("low_discrepancy", "uniform")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is learned: `E_t,x0,eps  w(t) mean |reading - truth|` over the components of a sample.
-
-    target: the reading that is compared, "eps", "x0", "v", "score" or "flow"; None: what the network predicts. weighting: "simple" w = 1
-    (with eps: DDPM's L_simple, eq. 14); "likelihood" w such that the squared error is g2/2 |score error|^2 (Song et al. 2021b, eq. 7).
-    norm: "l2" (squared), "l1", or "huber" (smooth l1 with threshold `delta`). times: "low_discrepancy" t_i = (u + i/B) mod 1
-    (Kingma et al. 2021, appendix I) or "uniform", both on [t_min, t_max] of the schedule; t_min overrides where they begin.
-    """
-
-    target: str | None = None
-    weighting: str = "simple"
-    norm: str = "l2"
-    times: str = "low_discrepancy"
-    t_min: float | None = None
-    delta: float = 0.1
-
-    def __post_init__(self) -> None:
-        choose("target", self.target, (None, *KINDS))
-        choose("weighting", self.weighting, WEIGHTINGS)
-        choose("norm", self.norm, NORMS)
-        choose("times", self.times, TIMES)
-
-    def draw_times(self, schedule: Schedule, n: int, generator: torch.Generator) -> np.ndarray:
-        """n times (float64) for n samples."""
-        u = torch.rand(1 if self.times == "low_discrepancy" else n, generator=generator, dtype=torch.float64).numpy()
-        if self.times == "low_discrepancy":
-            u = (u + np.arange(n) / n) % 1.0
-        low = schedule.t_min if self.t_min is None else self.t_min
-        return low + u * (schedule.t_max - low)
-
-    def __call__(self, model: ScoreNet, x0: Tensor, t: np.ndarray, noise: Tensor) -> Tensor:
-        """The loss, a scalar, for data x0 (B, ...), times t (B,) float64, and noise like x0."""
-        return self.per_sample(model, x0, t, noise).mean()
-
-    def per_sample(self, model: ScoreNet, x0: Tensor, t: np.ndarray, noise: Tensor) -> Tensor:
-        """The weighted loss of each sample, (B,)."""
-        knot = model.schedule.knot(t)
-        p = model(model.schedule.forward(x0, knot, noise), knot)
-        target = self.target or p.kind
-        off = combine(getattr(p, target) - _truth(target, knot, x0, noise))
-        return spread(self.weight(target, knot), x0).flatten() * self._size(off).flatten(1).mean(1)
-
-    def weight(self, target: str, t: Knot) -> np.ndarray:
-        """w(t), float64: an error e of eps is -(sigma/alpha) e of x0, e/cos(angle) of v, -e/sigma of score."""
-        if self.weighting == "simple":
-            return np.ones_like(t.time)
-        cos2 = t.alpha**2 / (t.alpha**2 + t.sigma**2)
-        flow = t.alpha**2 / (t.alpha + t.sigma) ** 2
-        of_eps = {"eps": 1.0, "x0": (t.alpha / t.sigma) ** 2, "v": cos2, "score": t.sigma**2, "flow": flow}[target]
-        return 0.5 * t.g2 / t.sigma**2 * of_eps
-
-    def _size(self, off: Tensor) -> Tensor:
-        if self.norm == "l2":
-            return off.square()
-        if self.norm == "l1":
-            return off.abs()
-        return nn.functional.huber_loss(off, torch.zeros_like(off), reduction="none", delta=self.delta) / self.delta
-
-
-def _truth(target: str, t: Knot, x0: Tensor, noise: Tensor) -> Linear:
-    """The reading `target` of a sample whose x0 and noise are known."""
-    if target == "v":
-        c, s = cos_sin(t)
-        return c * linear(noise) - s * linear(x0)
-    of_x0, of_noise = {"eps": (0.0, 1.0), "x0": (1.0, 0.0), "score": (0.0, -1 / t.sigma), "flow": (-1.0, 1.0)}[target]
-    return of_x0 * linear(x0) + of_noise * linear(noise)

@@ -19,16 +19,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import check_data
+from ..decoders import Decoder, DiscretizedDecoder, GaussianDecoder
 from ..grid import Uniform
 from ..names import UserError, choose, positive
 from ..prediction import Model
 from ..schedule import Knot
 from ..solvers import Sigmas
+from ..variational import VARIANCES
 from .average import averaged
 from .bound import Bound, Parts, Term
-from .decoders import Decoder, DiscretizedDecoder, GaussianDecoder
 from .places import FORMS, Continuous, Discrete
-from .weights import VARIANCES, Chain, NoiseWeights, checked, noise_weights
+from .weights import Chain, NoiseWeights, checked, noise_weights
 
 __all__ = [
     "FORMS",

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from ..decoders import Decoder
 from ..likelihood import prior_kl
 from ..names import UserError, positive
 from ..prediction import Counted, Model
 from ..schedule import Knot
 from .bound import Bound, Parts, Term
-from .decoders import Decoder
 from .draws import DECODER, Points, Random
 from .places import Places, answer
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..batch import total
 from ..checks import check_answer
 from ..combine import spread
-from ..names import UserError
 from ..prediction import Model, Prediction
 from ..schedule import Knot
+from ..variational import kl, learned, width_kl
 from .draws import STATE, STEP, Drawn
 from .weights import Chain, Row
 
@@ -78,12 +78,11 @@ class Discrete:
     def _nats(self, row: Row, p: Prediction, x: Tensor, z: Tensor, noise: Drawn, j: int, k: int) -> Tensor:
         log_p, log_q = self._log_p(row, p, x), torch.as_tensor(spread(row.log_q, x), dtype=torch.float64)
         ratio, precision = log_q - log_p, torch.exp(-log_p)
-        constant = 0.5 * (torch.expm1(ratio) - ratio)
         if self.form == "noise":
-            return constant + spread(row.gamma, x) * precision * (z - p.eps.tensor().double()).square()
+            return width_kl(ratio) + spread(row.gamma, x) * precision * (z - p.eps.tensor().double()).square()
         off = spread(row.pull, x) * (x - p.x0.tensor().double())
         if self.form == "kl":
-            return constant + 0.5 * precision * off.square()
+            return kl(log_q, log_p, off)
         fresh = noise.normal(j, k, STEP).double()
         nats = 0.5 * (precision * (off + torch.exp(0.5 * log_q) * fresh).square() - fresh.square() - ratio)
         if self.form == "sampled":
@@ -94,10 +93,8 @@ class Discrete:
     def _log_p(self, row: Row, p: Prediction, x: Tensor) -> Tensor:
         if self.chain.variance != "learned":
             return torch.as_tensor(spread(row.log_p, x), dtype=torch.float64)
-        if p.variance is None:
-            raise UserError('variance="learned" needs a model that answers with Prediction.variance (in [-1, 1]); use "small" or "large".')
-        w = (p.variance.double() + 1) / 2
-        return w * spread(row.log_large, x) + (1 - w) * spread(row.log_small, x)
+        p = p if p.variance is None else replace(p, variance=p.variance.double())
+        return learned(p, row.log_small, row.log_large)
 
 
 @dataclass(frozen=True)

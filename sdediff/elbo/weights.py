@@ -1,7 +1,4 @@
-"""The algebra of the steps: what stands in q(x_s | x_t, x0) and p(x_s | x_t), and what each step weighs as a noise error.
-
-q(x_s | x_t, x0) = N(alpha_s x0 + sqrt(sigma_s^2 - n^2) eps, n^2); p(x_s | x_t) has x0_hat in the place of x0 and the variance V.
-"""
+"""All steps of a bound at once (the algebra of one is in `variational`), and what each step weighs as a noise error."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
+from ..decoders import GaussianDecoder
 from ..names import UserError, choose
 from ..schedule import Knot, Number
 from ..solvers import Sigmas
-from .decoders import GaussianDecoder, variance_of
-
-VARIANCES = ("small", "large", "learned")
+from ..variational import VARIANCES, move, share_of_new, stacked, width_kl
 
 
 class NoiseWeights(NamedTuple):
@@ -44,7 +41,7 @@ def noise_weights(
     A step: gamma = (alpha_s u_t - sqrt(sigma_s^2 - n^2))^2 / (2 V), constant = (n^2/V - 1 - ln n^2/V)/2; with DDPM's q and small variance
     gamma = (SNR_s/SNR_t - 1)/2, DDPM's eq. 12. The decoder: u^2/(2 V) and ln(2 pi V)/2.
     """
-    chain, v = Chain.of(knots, variance, sigma), variance_of(decoder or GaussianDecoder(), knots[-1])
+    chain, v = Chain.of(knots, variance, sigma), (decoder or GaussianDecoder()).variance_at(knots[-1])
     if variance == "learned":
         raise UserError('a learned variance differs from state to state, so its weights are no table: take variance="small" or "large".')
     return NoiseWeights(
@@ -75,25 +72,9 @@ class Chain:
     def of(knots: Sequence[Knot], variance: str, sigma: float | Sigmas) -> Chain:
         choose("variance", variance, VARIANCES)
         knots = checked(knots)
-        h = np.array([s.lam - t.lam for t, s in pairwise(knots)])
-        alpha, log_sigma = (np.array([getattr(s, name) for s in knots[1:]]) for name in ("alpha", "log_sigma"))
-        part = -np.expm1(-2 * h)  # v / sigma_t^2
-        added = _added(knots, sigma, part)
-        kept = np.sqrt(1 - added)
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            pull = -alpha * np.expm1(0.5 * np.log1p(-added) - h)
-            offset = np.exp(log_sigma) * (np.expm1(h) + added / (1 + kept))  # alpha_s u_t - sqrt(sigma_s^2 - n^2)
-        return Chain(
-            knots,
-            variance,
-            added,
-            pull,
-            0.5 * offset**2,
-            np.log(added) + 2 * log_sigma,
-            np.log(part) + 2 * log_sigma,
-            np.log(part) + 2 * np.array([t.log_sigma for t in knots[:-1]]),
-            _share(h),
-        )
+        t, s = stacked(knots[:-1]), stacked(knots[1:])
+        steps = move(t, s, _added(knots, sigma, share_of_new(t, s)))
+        return Chain(knots, variance, *steps, _share(s.lam - t.lam))
 
     def __len__(self) -> int:
         return len(self.pull)
@@ -104,8 +85,8 @@ class Chain:
         return self.log_large if self.variance == "large" else self.log_q
 
     def constant(self, log_p: np.ndarray) -> np.ndarray:
-        """(n^2/V - 1 - ln n^2/V)/2, without cancellation near V = n^2."""
-        return 0.5 * (np.expm1(self.log_q - log_p) - (self.log_q - log_p))
+        """(n^2/V - 1 - ln n^2/V)/2."""
+        return width_kl(torch.from_numpy(self.log_q - log_p)).numpy()
 
     @cached_property
     def times(self) -> np.ndarray:

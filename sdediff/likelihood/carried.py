@@ -74,7 +74,7 @@ class Carried:
         trace = self.trace.of(products, self.probes)
         return Prediction(x, t, torch.cat([v, self.weight * trace], 1), "v", cost=cost)
 
-    def jacobian(self, x: Tensor, t: Knot) -> tuple[Tensor, Products, int]:
+    def jacobian(self, x: Tensor, t: Knot) -> tuple[Tensor, Products, int | np.ndarray]:
         """(v (B, D), w -> w dv/dy, network calls) at states x (B, D)."""
         with torch.enable_grad():
             inner = x.reshape(-1, *self.sample).to(self.dtype).detach().clone().requires_grad_()

@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..batch import total
-from ..likelihood import Levels
-from ..names import UserError
-from ..schedule import Knot
+from .batch import total
+from .combine import spread
+from .levels import Levels
+from .names import UserError
+from .schedule import Knot, Number
 
 
 class Decoder(Protocol):
@@ -21,12 +22,23 @@ class Decoder(Protocol):
     @property
     def discrete(self) -> bool: ...
 
+    @property
+    def variance(self) -> float | None: ...
+
     def check(self, x: Tensor) -> None:
         """`UserError` for data that this decoder cannot have made."""
         ...
 
+    def variance_at(self, t: Knot) -> Number:
+        """Its own variance after x_t."""
+        ...
+
+    def log_densities(self, x: Tensor, mean: Tensor, variance: Number | Tensor) -> Tensor:
+        """ln p of each component of x, where its mean and its variance (a number, one a sample, or like x) are these."""
+        ...
+
     def log_density(self, x: Tensor, mean: Tensor, t: Knot) -> Tensor:
-        """ln p(x | x_t), (B,), where the model's x0 is `mean`; all float64."""
+        """ln p(x | x_t), (B,), where the model's x0 is `mean`."""
         ...
 
 
@@ -46,9 +58,15 @@ class GaussianDecoder:
     def check(self, x: Tensor) -> None:
         """Any data will do."""
 
+    def variance_at(self, t: Knot) -> Number:
+        return t.u2 if self.variance is None else self.variance
+
+    def log_densities(self, x: Tensor, mean: Tensor, variance: Number | Tensor) -> Tensor:
+        v = _like(x, variance)
+        return -0.5 * (x - mean).square() / v - 0.5 * torch.log(2 * math.pi * v)
+
     def log_density(self, x: Tensor, mean: Tensor, t: Knot) -> Tensor:
-        v = variance_of(self, t)
-        return total(-0.5 * (x - mean).square() / v - 0.5 * math.log(2 * math.pi * v))
+        return total(self.log_densities(x, mean, self.variance_at(t)))
 
 
 @dataclass(frozen=True)
@@ -85,21 +103,30 @@ class DiscretizedDecoder:
     def check(self, x: Tensor) -> None:
         self._bins.check(x, "take GaussianDecoder()")
 
-    def log_density(self, x: Tensor, mean: Tensor, t: Knot) -> Tensor:
-        std, half = math.sqrt(variance_of(self, t)), 0.5 * self.width
-        low = torch.where(x < self.low + half, -math.inf, (x - half - mean) / std)
-        high = torch.where(x > self.high - half, math.inf, (x + half - mean) / std)
+    def variance_at(self, t: Knot) -> Number:
+        return t.u2 if self.variance is None else self.variance
+
+    def log_densities(self, x: Tensor, mean: Tensor, variance: Number | Tensor) -> Tensor:
+        std, half = _like(x, variance).sqrt(), 0.5 * self.width
+        low = torch.where(x < self.low + half, -_FAR, (x - half - mean) / std)
+        high = torch.where(x > self.high - half, _FAR, (x + half - mean) / std)
         upper = low + high > 0  # the upper tail mirrored: the difference of two numbers near 1 is one of two small ones
         low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
         top = torch.special.log_ndtr(high)
-        return total(top + torch.log(-torch.expm1(torch.special.log_ndtr(low) - top)))
+        return top + torch.log(-torch.expm1(torch.special.log_ndtr(low) - top))
+
+    def log_density(self, x: Tensor, mean: Tensor, t: Knot) -> Tensor:
+        return total(self.log_densities(x, mean, self.variance_at(t)))
+
+
+_FAR = 1e8  # standard deviations, for infinity: its probability is nothing, and so is its gradient, not 0 times infinity
+
+
+def _like(x: Tensor, variance: Number | Tensor) -> Tensor:
+    """A variance, one a sample or one a component, so that it multiplies x."""
+    return torch.as_tensor(spread(variance, x), dtype=x.dtype, device=x.device)
 
 
 def _check_variance(decoder: GaussianDecoder | DiscretizedDecoder) -> None:
     if decoder.variance is not None and not 0 < decoder.variance < math.inf:
         raise UserError(f"the variance of a decoder is a positive number or None, not {decoder.variance!r}.")
-
-
-def variance_of(decoder: GaussianDecoder | DiscretizedDecoder, t: Knot) -> float:
-    """Of the Gaussian, after the knot t."""
-    return t.u2 if decoder.variance is None else decoder.variance
