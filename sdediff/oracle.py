@@ -8,6 +8,7 @@ answers have the state's dtype and device. States are (B, d).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .combine import spread
 from .names import UserError
-from .prediction import Prediction
+from .prediction import Prediction, check_labels
 from .schedule import Knot, Schedule
 
 _POINT = 1e-30  # the variance of a mode without width at the data: small enough to choose the nearest, and finite
@@ -164,10 +165,62 @@ class Mixture(_Oracle):
     def sample(self, n: int, t: Knot | None = None, seed: int = 0) -> Tensor:
         """n exact draws of the data, or of the marginal at t, float64 (n, d)."""
         generator = torch.Generator().manual_seed(seed)
-        mode = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        mode = self._modes(n, generator)
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         x0 = self.means[mode] + self.variances.sqrt()[mode] * z
         return x0 if t is None else self.noised(x0, t, generator)
+
+    def _modes(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+
+
+class LabelledMixture(Mixture):
+    """A mixture whose modes belong to classes (`of`, one class a mode, 0, 1, ..), so that p(x), p(x | y) and p(y | x) are closed form.
+
+    As it stands it is the model of all the data; `with_labels(labels)` is that of samples of these classes, (B,) of them.
+    """
+
+    labels: Tensor | None = None
+
+    def __init__(self, means: Any, stds: Any, of: Sequence[int], weights: Any = None, *, schedule: Schedule):
+        super().__init__(means, stds, weights, schedule=schedule)
+        of = tuple(of)
+        if len(of) != len(self.means) or set(of) != set(range(max(of, default=0) + 1)):
+            raise UserError(f"of= gives each of the {len(self.means)} modes its class, 0, 1, .. without gaps, not {of!r}.")
+        self.of = torch.tensor(of)
+        self.classes = max(of) + 1
+        self._all = self.log_weights
+
+    def with_labels(self, labels: Tensor | None) -> LabelledMixture:
+        """p(x | y) for samples of these classes (B,), `classes` meaning no label; None: p(x)."""
+        model = copy.copy(self)
+        model.labels = None if labels is None else check_labels(labels, self.classes).cpu()
+        model.log_weights = self._all
+        if model.labels is not None:
+            own = (model.labels[:, None] == self.of) | (model.labels[:, None] == self.classes)
+            model.log_weights = torch.log_softmax(torch.where(own, self._all, -math.inf), dim=1)
+        return model
+
+    def rows(self, index: Tensor) -> LabelledMixture:
+        """The oracle for a subset of the samples: their labels only."""
+        if self.labels is None:
+            return self
+        model = copy.copy(self)
+        model.labels, model.log_weights = self.labels[index.cpu()], self.log_weights[index.cpu()]
+        return model
+
+    def classify(self, x: Tensor, t: Knot) -> Tensor:
+        """log p(y | x_t) of every class, (B, classes), of x's dtype: the exact classifier, whatever the labels."""
+        log_joint = self.with_labels(None)._parts(x.cpu().double(), t)[0]
+        of_class = [torch.logsumexp(log_joint[:, self.of == y], dim=1) for y in range(self.classes)]
+        return torch.log_softmax(torch.stack(of_class, dim=1), dim=1).to(x)
+
+    def _modes(self, n: int, generator: torch.Generator) -> Tensor:
+        if self.labels is None:
+            return super()._modes(n, generator)
+        if n != len(self.labels):
+            raise UserError(f"this mixture has {len(self.labels)} labels: draw as many samples, not {n}.")
+        return torch.multinomial(self.log_weights.exp(), 1, generator=generator)[:, 0]
 
 
 class Empirical(_Oracle):
