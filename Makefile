@@ -38,6 +38,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/morph.py
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/elbo.py
+	$(BIN)/python benchmarks/gradient_variance.py
+	$(BIN)/python benchmarks/guidance.py --part mixture
+	$(BIN)/python benchmarks/systems.py
+	$(BIN)/python benchmarks/systems.py --part giant
+	$(BIN)/python benchmarks/improved_ddpm.py
 
 certificates: $(READY)
 	$(BIN)/python benchmarks/certificates.py

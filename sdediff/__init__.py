@@ -5,7 +5,7 @@ A solver is a frozen value, a model is a function, a time grid is a tuple of exa
 
 from .adaptive import PID
 from .adjoint import differentiable
-from .checkpoint import load_model, save_model
+from .checkpoint import load_autoencoder, load_model, save_autoencoder, save_model
 from .combine import Linear, combine, linear
 from .control import Controller, Fixed
 from .coordinates import Angle, Coordinates, Sigma, Time
@@ -13,18 +13,39 @@ from .coupled import DPMSolverAdaptive, KDiffusionPID
 from .elbo import Bound, DiscretizedDecoder, GaussianDecoder, continuous_bound, elbo, noise_weights
 from .external import SciPy, TorchDiffEq, TorchODE, TorchSDE
 from .grid import AngleUniform, AsinhLogSNR, DDPMSubsequence, Grid, Karras, LogSNR, Power, Quadratic, Times, Uniform
+from .guidance import CFGPlusPlus, ClassifierFree, ClassifierGuidance, ClassifierNet, Interval, guided
 from .inversion import decode, encode, interpolate
 from .invertible import Inverse, Invertible, Kept, Symmetric
 from .latent import Latent, Origin, load_latent
+from .latent_diffusion import LatentDiffusion, encode_source, from_prior, latent_scale
 from .likelihood import Budget, ExactTrace, Hutchinson, HutchPP, Levels, LogLikelihood, log_likelihood
 from .names import UserError
 from .noise import Brownian, White
 from .noise_inversion import NoiseLatent, decode_noise, encode_noise, load_noise
-from .oracle import Empirical, Gaussian, Mixture
+from .objective import (
+    P2,
+    VLB,
+    EDMWeight,
+    Hybrid,
+    Importance,
+    Indices,
+    LikelihoodWeight,
+    LogitNormal,
+    LogNormal,
+    MinSNR,
+    Objective,
+    SNRWeight,
+    TruncatedSNR,
+    UniformTimes,
+    objective_named,
+)
+from .oracle import Empirical, Gaussian, LabelledMixture, Mixture
 from .phi import ExponentialTableau, res2, res3
 from .picard import ParallelSolution, picard
 from .prediction import Counted, Model, ModelError, Prediction
+from .pretrained.scores import load
 from .published import GottaGoFastControl
+from .recipe import read_recipe
 from .recorded import Recorded
 from .result import Frame, Solution, Step
 from .roughness import Roughness, smooth_time, time_roughness
@@ -32,7 +53,7 @@ from .round_trip import Determinism, RoundTrip, determinism, round_trip
 from .sampling import knots_for, latents, recommend, sample
 from .schedule import Knot, Schedule
 from .schedules import EDM, VE, DiscreteVP, FlowMatching, Shifted, SubVP, VPCosine, VPLinear
-from .score import Objective, ScoreNet
+from .score import ScoreNet
 from .solve import march, solve
 from .solver import Ancestral, Facts, OneStep, Solver
 from .solvers import (
@@ -93,8 +114,9 @@ from .solvers import (
     UniPC,
     dpm_solver_orders,
 )
+from .tasks import AutoencoderTask
 from .threshold import analytic_first_step, clipped, dynamic_threshold
-from .train import Training, fit
+from .train import Denoising, Training, fit
 from .weights import Tableau
 
 __version__ = "0.1.0"
@@ -111,11 +133,13 @@ __all__ = [
     "IPNDM",
     "LMS",
     "OBELM",
+    "P2",
     "PID",
     "PNDM",
     "SEEDS",
     "SRA1",
     "VE",
+    "VLB",
     "AdaptiveAdams",
     "AnalyticDPM",
     "Ancestral",
@@ -124,10 +148,15 @@ __all__ = [
     "AnnealedLangevin",
     "AsinhLogSNR",
     "AsynchronousLeapfrog",
+    "AutoencoderTask",
     "Between",
     "Bound",
     "Brownian",
     "Budget",
+    "CFGPlusPlus",
+    "ClassifierFree",
+    "ClassifierGuidance",
+    "ClassifierNet",
     "Consistency",
     "Controller",
     "Coordinates",
@@ -142,10 +171,12 @@ __all__ = [
     "DPMSolverPP2SAncestral",
     "DPMSolverPPMultistep",
     "DPMSolverPPSDE",
+    "Denoising",
     "Determinism",
     "DiscreteVP",
     "DiscretizedDecoder",
     "EDMHeun",
+    "EDMWeight",
     "EmbeddedExponential",
     "EmbeddedRungeKutta",
     "Empirical",
@@ -169,20 +200,30 @@ __all__ = [
     "Heun",
     "HutchPP",
     "Hutchinson",
+    "Hybrid",
+    "Importance",
+    "Indices",
+    "Interval",
     "Inverse",
     "Invertible",
     "KDiffusionPID",
     "Karras",
     "Kept",
     "Knot",
+    "LabelledMixture",
     "Langevin",
     "Latent",
+    "LatentDiffusion",
     "Leapfrog",
     "Levels",
+    "LikelihoodWeight",
     "Linear",
     "LogLikelihood",
+    "LogNormal",
     "LogSNR",
+    "LogitNormal",
     "Milne",
+    "MinSNR",
     "Mixture",
     "Model",
     "ModelError",
@@ -207,6 +248,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "SDEDPMSolverPP",
+    "SNRWeight",
     "Schedule",
     "SciPy",
     "ScoreNet",
@@ -227,8 +269,10 @@ __all__ = [
     "TorchODE",
     "TorchSDE",
     "Training",
+    "TruncatedSNR",
     "UniPC",
     "Uniform",
+    "UniformTimes",
     "UserError",
     "VPCosine",
     "VPLinear",
@@ -246,23 +290,32 @@ __all__ = [
     "elbo",
     "encode",
     "encode_noise",
+    "encode_source",
     "fit",
+    "from_prior",
+    "guided",
     "interpolate",
     "knots_for",
+    "latent_scale",
     "latents",
     "linear",
+    "load",
+    "load_autoencoder",
     "load_latent",
     "load_model",
     "load_noise",
     "log_likelihood",
     "march",
     "noise_weights",
+    "objective_named",
     "picard",
+    "read_recipe",
     "recommend",
     "res2",
     "res3",
     "round_trip",
     "sample",
+    "save_autoencoder",
     "save_model",
     "smooth_time",
     "solve",

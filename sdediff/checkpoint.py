@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import schedules
+from .guidance import ClassifierNet
+from .latent_diffusion import LatentDiffusion
 from .names import UserError
-from .networks import NETWORKS, build
+from .networks import NETWORKS, Autoencoder, NoisyClassifier, build
 from .schedule import Schedule
 from .score import ScoreNet
 
 FORMAT = 1
+LATENT, AUTOENCODER, CLASSIFIER = "latent diffusion", "autoencoder", "noisy classifier"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -120,7 +123,7 @@ def describe_model(model: ScoreNet) -> dict[str, Any]:
             f"only networks of sdediff.networks ({', '.join(NETWORKS)}) can be saved as a model, not {type(model.net).__name__}: "
             "save its state_dict yourself and wrap it in ScoreNet again."
         )
-    return {
+    about = {
         "format": FORMAT,
         "network": names[type(model.net)],
         "config": model.net.config,  # type: ignore[attr-defined]
@@ -129,6 +132,15 @@ def describe_model(model: ScoreNet) -> dict[str, Any]:
         "condition": model.condition,
         "shape": list(model.shape) if model.shape else None,
     }
+    return about | {k: v for k, v in _options(model).items() if v != _PLAIN[k]}  # as files of before these options say it
+
+
+_PLAIN = {"variance": False, "preconditioning": None, "data_std": None}
+
+
+def _options(model: ScoreNet) -> dict[str, Any]:
+    data_std = None if model.preconditioning is None else model.data_std
+    return {"variance": model.variance, "preconditioning": model.preconditioning, "data_std": data_std}
 
 
 def rebuild_model(about: Mapping[str, Any]) -> ScoreNet:
@@ -136,19 +148,26 @@ def rebuild_model(about: Mapping[str, Any]) -> ScoreNet:
     try:
         net = build(about["network"], about["config"])
         shape = tuple(about["shape"]) if about["shape"] else None
-        return ScoreNet(net, rebuild_schedule(about["schedule"]), about["predicts"], about["condition"], shape=shape)
+        options = {k: about[k] for k in _PLAIN if k in about}
+        return ScoreNet(net, rebuild_schedule(about["schedule"]), about["predicts"], about["condition"], shape=shape, **options)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as wrong:
         raise UserError(f"this checkpoint does not describe a model that this version can build ({wrong}).") from None
 
 
-def save_model(path: str | Path, model: ScoreNet, about: Mapping[str, Any] | None = None) -> None:
-    """Write a model's weights and description (and anything JSON in `about`) to one safetensors file."""
-    write(path, model.net.state_dict(), {**describe_model(model), **(about or {})})  # type: ignore[attr-defined]
+def save_model(path: str | Path, model: ScoreNet | LatentDiffusion, about: Mapping[str, Any] | None = None) -> None:
+    """Write a model's weights and description (and anything JSON in `about`) to one safetensors file; a latent model with all its parts."""
+    if isinstance(model, LatentDiffusion):
+        return _save_latent_diffusion(path, model, about or {})
+    return write(path, model.net.state_dict(), {**describe_model(model), **(about or {})})  # type: ignore[attr-defined]
 
 
-def load_model(path: str | Path) -> ScoreNet:
+def load_model(path: str | Path) -> ScoreNet | LatentDiffusion:
     """The model in a file that `save_model` (or `fit`) wrote, in evaluation mode. `UserError` for any other file."""
     tensors, about = read(path)
+    if about.get("kind") == LATENT:
+        return _load_latent_diffusion(path, tensors, about)
+    if about.get("kind") == AUTOENCODER:
+        raise UserError(f"{path} holds an autoencoder alone: load_autoencoder(path), and train a model of its latents.")
     if "network" not in about:
         raise UserError(f"{path} holds no score network (it describes {', '.join(map(repr, about)) or 'nothing'}).")
     model = rebuild_model(about)
@@ -160,11 +179,111 @@ def load_model(path: str | Path) -> ScoreNet:
 def load_weights(model: ScoreNet, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Copy weights into the model's network. `UserError` naming the first tensors that do not fit."""
     own: dict[str, Tensor] = model.net.state_dict()  # type: ignore[attr-defined]
+    check_weights(own, tensors, path)
+    with torch.no_grad():
+        for k, v in own.items():
+            v.copy_(tensors[k])
+
+
+def check_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """`UserError` unless the file's tensors have the names and shapes of a network's own."""
     wrong = [k for k in own if k not in tensors] + [k for k in tensors if k not in own]
     wrong += [f"{k} {tuple(tensors[k].shape)} for {tuple(v.shape)}" for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise UserError(f"{path} holds the weights of another architecture (not fitting: {shown}): check the network and its config.")
+
+
+# --- autoencoders, and models of their latents --------------------------------------------------------------------
+
+
+def save_autoencoder(path: str | Path, net: Autoencoder, about: Mapping[str, Any] | None = None) -> None:
+    """Write an autoencoder (and anything JSON in `about`) to one safetensors file."""
+    write(path, net.state_dict(), {"format": FORMAT, "kind": AUTOENCODER, "config": net.config, **(about or {})})
+
+
+def load_autoencoder(path: str | Path) -> Autoencoder:
+    """The autoencoder in a file that `save_autoencoder` (or `fit` of an `AutoencoderTask`) wrote, or that of a latent model."""
+    tensors, about = read(path)
+    kind = about.get("kind")
+    if kind == LATENT:
+        return _load_latent_diffusion(path, tensors, about).autoencoder
+    if kind != AUTOENCODER:
+        raise UserError(f"{path} holds no autoencoder (it describes {', '.join(map(repr, about)) or 'nothing'}).")
+    net = _autoencoder(path, about.get("config"))
+    _fill(net, tensors, path)
+    return net
+
+
+def _save_latent_diffusion(path: str | Path, model: LatentDiffusion, about: Mapping[str, Any]) -> None:
+    if not isinstance(model.inner, ScoreNet):
+        raise UserError(f"only a latent model of a ScoreNet can be saved, not one of {type(model.inner).__name__}: save what it wraps.")
+    tensors = {f"inner.{k}": v for k, v in model.inner.net.state_dict().items()}  # type: ignore[attr-defined]
+    tensors |= {f"autoencoder.{k}": v for k, v in model.autoencoder.state_dict().items()}
+    parts = {"inner": describe_model(model.inner), "autoencoder": model.autoencoder.config, "scale": model.scale, "shift": model.shift}
+    write(path, tensors, {"format": FORMAT, "kind": LATENT, **parts, **about})
+
+
+def _load_latent_diffusion(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> LatentDiffusion:
+    lacking = [k for k in ("inner", "autoencoder", "scale", "shift") if k not in about]
+    if lacking or not isinstance(about["inner"], Mapping):
+        raise UserError(f"{path} is a latent model in which {', '.join(lacking) or 'inner'} is missing: it was cut, or changed by hand.")
+    inner, net = rebuild_model(about["inner"]), _autoencoder(path, about["autoencoder"])
+    strange = [k for k in tensors if not k.startswith(("inner.", "autoencoder."))]
+    if strange:
+        raise UserError(f"{path} holds tensors that belong to no part of a latent model ({', '.join(strange[:3])}).")
+    _fill(inner.net, {k.removeprefix("inner."): v for k, v in tensors.items() if k.startswith("inner.")}, path)  # type: ignore[arg-type]
+    _fill(net, {k.removeprefix("autoencoder."): v for k, v in tensors.items() if k.startswith("autoencoder.")}, path)
+    try:
+        return LatentDiffusion(inner, net, about["scale"], about["shift"])
+    except (UserError, TypeError) as wrong:
+        raise UserError(f"{path}: its parts do not belong together: {wrong}") from None
+
+
+def _autoencoder(path: str | Path, config: Any) -> Autoencoder:
+    try:
+        return Autoencoder(**config)
+    except (TypeError, ValueError, RuntimeError, MemoryError) as wrong:
+        raise UserError(f"{path} does not describe an autoencoder that this version can build ({wrong}).") from None
+
+
+def _fill(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Give the network its weights, in evaluation mode."""
+    own = net.state_dict()
+    check_weights(own, tensors, path)
     with torch.no_grad():
         for k, v in own.items():
             v.copy_(tensors[k])
+    net.eval().requires_grad_(False)
+
+
+# --- classifiers of noisy data ------------------------------------------------------------------------------------
+
+
+def describe_classifier(classifier: ClassifierNet) -> dict[str, Any]:
+    """A classifier as JSON: its network's config, schedule and condition. `UserError` for a foreign network."""
+    net = classifier.net
+    if not isinstance(net, NoisyClassifier):
+        raise UserError(f"only a sdediff.networks.NoisyClassifier can be saved as a classifier of noisy data, not {type(net).__name__}.")
+    schedule = describe_schedule(classifier.schedule)
+    return {"format": FORMAT, "kind": CLASSIFIER, "config": net.config, "schedule": schedule, "condition": classifier.condition}
+
+
+def save_classifier(path: str | Path, classifier: ClassifierNet, about: Mapping[str, Any] | None = None) -> None:
+    """Write a classifier of noisy data (and anything JSON in `about`) to one safetensors file."""
+    description = describe_classifier(classifier)
+    write(path, classifier.net.state_dict(), {**description, **(about or {})})  # type: ignore[attr-defined]
+
+
+def load_classifier(path: str | Path) -> ClassifierNet:
+    """The classifier in a file that `save_classifier` (or `fit` of a `ClassifierTask`) wrote, in evaluation mode."""
+    tensors, about = read(path)
+    if about.get("kind") != CLASSIFIER:
+        raise UserError(f"{path} holds no classifier of noisy data (it describes {', '.join(map(repr, about)) or 'nothing'}).")
+    try:
+        net = NoisyClassifier(**about["config"])
+        classifier = ClassifierNet(net, rebuild_schedule(about["schedule"]), about["condition"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as wrong:
+        raise UserError(f"{path} does not describe a classifier that this version can build ({wrong}).") from None
+    _fill(net, tensors, path)
+    return classifier

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .latent_diffusion import LatentDiffusion
 from .names import UserError
 from .prediction import Model, ModelError
 from .schedule import Knot
@@ -25,12 +26,17 @@ def check_shape(model: Model, x: Tensor, what: str, cure: str = "") -> None:
     """`UserError` unless the samples of x (B, ...) have the shape that the model works on; what: "the images have shape"."""
     if model.shape is not None and tuple(x.shape[1:]) != tuple(model.shape):
         expected = ", ".join(map(str, model.shape))
+        cure = ", the latents of an autoencoder: model.states(images)" if isinstance(model, LatentDiffusion) else cure
         raise UserError(f"{what} {tuple(x.shape)}, but the model works on (batch, {expected}){cure}.")
 
 
 def check_data(model: Any, x: Any) -> None:
     """`UserError` unless x is a batch of at least one sample of finite numbers that the model works on."""
     check_model(model)
+    if isinstance(model, LatentDiffusion):
+        raise UserError(
+            "a latent model has no density of images, because its decoder has none: ask model.inner about model.states(images)."
+        )
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not x.numel():
         given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"the data must be a floating point tensor (batch, ...) of at least one sample, not {given}.")

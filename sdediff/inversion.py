@@ -24,6 +24,7 @@ from .fingerprint import fingerprint
 from .grid import AngleUniform, Grid, LogSNR
 from .invertible import Kept
 from .latent import STARTS, Latent, Origin
+from .latent_diffusion import LatentDiffusion, to_data, to_states
 from .names import UserError, choose
 from .prediction import InPlace, Model
 from .recorded import Recorded
@@ -61,6 +62,7 @@ def encode(
     samples first, first + 1, ...), which `decode` removes: only then are the latents of sharp images Gaussian. limits: the values of 0 and
     255 of uint8 images (default -1 and 1), and where float images should lie. compact: keep one tensor, and packed integers for what one
     tensor does not give back (one decode more); by default with `Heun(Angle())`, as one tensor is all that its decoder starts from.
+    Of a `LatentDiffusion` images go through its autoencoder first: what comes back to the bit are its latents, not the images.
     Warns if values lie outside the limits. Raises `UserError` for NaN, a stochastic solver, other dtypes; `ModelError`.
     """
     choose("start", start, STARTS)
@@ -69,7 +71,11 @@ def encode(
     if solver is not None and not isinstance(solver, Solver | Delegate):
         raise UserError(f"solver must be a solver, such as DDIM() or AsynchronousLeapfrog(4), not {solver!r}.")
     _check_images(x, limits)
-    origin = Origin(x.dtype, (-1.0, 1.0) if limits is None else limits, start, seed, first)
+    origin, outer = Origin(x.dtype, (-1.0, 1.0) if limits is None else limits, start, seed, first), None
+    if isinstance(model, LatentDiffusion):
+        outer = Origin(x.dtype, origin.limits)
+        x = _coded(model, x, outer)
+        origin = Origin(x.dtype, start=start, seed=seed, first=first)
     solver = _decoder(calls, tolerance, compact) if solver is None else solver
     if solver.facts.inverse is None:
         raise UserError(
@@ -93,7 +99,7 @@ def encode(
     if isinstance(solver, Additive) and solver.bits:
         origin = origin.completed(x, solver.held(state, begin), begin)
     memory = run.memory if isinstance(run.memory, Kept) else None
-    latent = Latent(run.x, knots, solver, memory, origin, fingerprint(model, state), run.calls)
+    latent = Latent(run.x, knots, solver, memory, origin, fingerprint(model, state), run.calls, outer)
     return _compacted(model, latent, x) if compact else latent
 
 
@@ -138,6 +144,7 @@ def decode(
 
     solver, knots: another decoder, for a latent of a single tensor only. check: that the model is the one that encoded (one more call); to
     edit with another on purpose, decode `latent.single()` with check=False: what is kept beside the tensor belongs to the first.
+    The images of a `LatentDiffusion` are what its autoencoder makes of latents that come back so.
     Raises `UserError` for another model, schedule or shape, or another solver or other knots than those that the memory belongs to.
     """
     if not isinstance(latent, Latent):
@@ -151,7 +158,23 @@ def decode(
             f"this latent is exact for {latent.solver!r} on the knots it was encoded on: leave out solver= and knots=, or decode the one "
             "tensor only, latent.single()."
         )
-    return latent.origin.image(state_of(model, latent, solver, knots).x, latent.end if knots is None else knots[-1])
+    return shown(model, latent, latent.origin.image(state_of(model, latent, solver, knots).x, latent.end if knots is None else knots[-1]))
+
+
+def shown(model: Model, latent: Latent, data: Tensor) -> Tensor:
+    """The images of the model's data to which a latent decodes: themselves, or what an autoencoder makes of them."""
+    if not isinstance(model, LatentDiffusion):
+        return data
+    return (latent.outer or Origin(data.dtype)).image(to_data(model, data), latent.end)
+
+
+def data_of(model: Model, latent: Latent, x: Tensor) -> Tensor:
+    """The model's data of images x, as they were encoded: themselves, or their codes."""
+    return _coded(model, x, latent.outer) if latent.outer is not None else x
+
+
+def _coded(model: Model, x: Tensor, outer: Origin) -> Tensor:
+    return to_states(model, outer.state(x, model.schedule.knot(model.schedule.t_min)))
 
 
 def state_of(model: Model, latent: Latent, solver: Solver | Delegate | None = None, knots: Sequence[Knot] | None = None) -> Solution:

@@ -98,7 +98,8 @@ class Latent:
 
     x: the states (B, ...) at the noisy end; knots: on which it is decoded, noisiest first, or `Recorded` steps of each sample's own;
     solver: what decodes it; memory: what that keeps beside x (None: it starts from x alone); origin: how the images became states;
-    mark: of the model, what it answers to a fixed question; calls: network calls that encoding took.
+    mark: of the model, what it answers to a fixed question; calls: network calls that encoding took; outer: of a latent diffusion
+    model, how the images became those that its autoencoder takes (origin is then of its latents).
     """
 
     x: Tensor
@@ -108,6 +109,7 @@ class Latent:
     origin: Origin = Origin()
     mark: tuple[float, ...] = ()
     calls: int = 0
+    outer: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -115,6 +117,11 @@ class Latent:
     @property
     def schedule(self) -> Schedule:
         return self.knots.schedule if isinstance(self.knots, Recorded) else self.knots[0].schedule
+
+    @property
+    def images(self) -> Origin:
+        """How images became the model's data."""
+        return self.origin if self.outer is None else self.outer
 
     @property
     def end(self) -> Knot:
@@ -181,6 +188,7 @@ class Latent:
             },
             "mark": list(self.mark),
             "calls": int(self.calls),
+            "outer": None if self.outer is None else [str(self.outer.dtype).removeprefix("torch."), list(self.outer.limits)],
             "lower_final": isinstance(self.knots, Fixed) and self.knots.lower_final,
         }
         write(path, tensors, about)
@@ -192,12 +200,13 @@ def load_latent(path: str | Path) -> Latent:
         schedule, given, times = rebuild_schedule(about["schedule"]), about["origin"], tensors["times"].numpy()
         rest = bytes(tensors["rest"].numpy()) if "rest" in tensors else b"" if given["complete"] else None
         origin = Origin(_NAMES[given["dtype"]], tuple(given["limits"]), given["start"], given["seed"], given["first"], rest)  # type: ignore[arg-type]
+        seen = about.get("outer")
+        outer = None if seen is None else Origin(_NAMES[seen[0]], tuple(seen[1]))  # type: ignore[arg-type]
         knots = Recorded(times, None, schedule) if times.ndim == 2 else schedule.knots(times)
         knots = Fixed(knots, lower_final=True) if about["lower_final"] else knots  # type: ignore[arg-type]
         solver = named(about["solver"], DELEGATES)
-        return Latent(
-            tensors["x"], knots, solver, _memory(about["memory"], tensors, schedule), origin, tuple(about["mark"]), about["calls"]
-        )
+        memory = _memory(about["memory"], tensors, schedule)
+        return Latent(tensors["x"], knots, solver, memory, origin, tuple(about["mark"]), about["calls"], outer)
 
 
 def _memory(shape: Sequence[int] | None, tensors: Mapping[str, Tensor], schedule: Schedule) -> Kept | None:

@@ -30,6 +30,7 @@ from .checks import check_shape
 from .combine import combine, linear
 from .fingerprint import check_fingerprint, fingerprint
 from .grid import Grid, LogSNR
+from .latent_diffusion import to_data, to_states
 from .names import UserError, choose
 from .noise import Noise, White
 from .prediction import Model, Prediction
@@ -126,6 +127,7 @@ def encode_noise(
     """
     solver = DDPM() if solver is None else solver
     choose("kind", kind, KINDS)
+    x = to_states(model, x)
     _check(solver, model, x)
     knots = knots_for(model.schedule, solver, LogSNR() if grid is None else grid, steps=steps, calls=calls)
     path = _Path(x, knots[-1], White(seed).on(x, index=range(first, first + len(x))), kind)
@@ -148,7 +150,7 @@ def decode_noise(model: Model, latent: NoiseLatent, *, check: bool = True) -> Te
     """The images of a noise latent by the model that encoded them or, to edit them, by another one with check=False."""
     if check:
         check_fingerprint(model, latent.x, latent.mark)
-    return solve(latent.solver, model, latent.x, latent.knots, noise=latent.noise).x
+    return to_data(model, solve(latent.solver, model, latent.x, latent.knots, noise=latent.noise).x)
 
 
 def load_noise(path: str | Path) -> NoiseLatent:

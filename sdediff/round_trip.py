@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .adaptive import PID
 from .bits import missing
-from .inversion import decode, encode, state_of
-from .latent import Origin
+from .inversion import data_of, decode, encode, shown, state_of
+from .latent import Latent, Origin
+from .latent_diffusion import LatentDiffusion
 from .metrics import Gaussianity, gaussianity
 from .prediction import Model
 from .solve import solve
@@ -19,12 +20,33 @@ from .solvers import AdaptiveAdams
 
 
 @dataclass(frozen=True)
+class Coded:
+    """Of a latent diffusion model: whose part of the round trip's error is whose.
+
+    autoencoder: root mean square error of images that only go through it, in units of the model's images; error, worst, differing: of the
+    autoencoder's codes that come back from the diffusion (scaled to unit standard deviation), as in `RoundTrip`.
+    """
+
+    autoencoder: float
+    error: float
+    worst: float
+    differing: int
+
+    def __str__(self) -> str:
+        return (
+            f"of it          {self.autoencoder:.2g} is the autoencoder's own; its codes come back off by {self.error:.2g} "
+            f"(largest {self.worst:.2g}), {self.differing} values differ in their bits"
+        )
+
+
+@dataclass(frozen=True)
 class RoundTrip:
     """What a round trip of images costs and gives. Errors are root mean squares over all values, in units of the model's images.
 
     error, worst: of the images that come back, root mean square and largest; differing: how many values differ in any bit; single: the
     error if only one tensor is stored; latent: the latents against those of the converged flow, root mean square and median
-    over the samples (None: not asked for); gaussian: of the latents; calls, back: network calls there and back.
+    over the samples (None: not asked for); gaussian: of the latents; calls, back: network calls there and back; coded: of a latent
+    diffusion model, which part of the error is its autoencoder's.
     """
 
     solver: Solver | Delegate
@@ -36,6 +58,7 @@ class RoundTrip:
     gaussian: Gaussianity
     calls: int
     back: int
+    coded: Coded | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -43,6 +66,8 @@ class RoundTrip:
             f"round trip     {self.error:.2g} (largest {self.worst:.2g}), {self.differing} values differ in their bits",
             f"one tensor     {self.single:.2g}",
         ]
+        if self.coded is not None:
+            lines.insert(2, str(self.coded))
         if self.latent is not None:
             lines.append(f"latent error   {self.latent[0]:.2g} (median {self.latent[1]:.2g}) against the converged flow")
         return "\n".join([*lines, f"latents        {self.gaussian}"])
@@ -56,22 +81,33 @@ def round_trip(model: Model, x: Tensor, *, converged: Tensor | bool = True, **op
     """
     latent = encode(model, x, **options)
     run = state_of(model, latent)
-    image = latent.origin.image(run.x, latent.end)
+    data, data_back = data_of(model, latent, x), latent.origin.image(run.x, latent.end)
+    image = shown(model, latent, data_back)
     alone = decode(model, latent.single(), check=False)
     if converged is True:
-        converged = flow(model, latent.origin.state(x, latent.end))
+        converged = flow(model, latent.origin.state(data, latent.end))
     off = None if converged is False else (latent.x.double() - converged.double()).square().flatten(1).mean(1).sqrt()
     return RoundTrip(
         latent.solver,
-        float(_difference(image, x, latent.origin).square().mean().sqrt()),
-        float(_difference(image, x, latent.origin).abs().max()),
+        float(_difference(image, x, latent.images).square().mean().sqrt()),
+        float(_difference(image, x, latent.images).abs().max()),
         int(missing(image, x).count_nonzero()),
-        float(_difference(alone, x, latent.origin).square().mean().sqrt()),
+        float(_difference(alone, x, latent.images).square().mean().sqrt()),
         None if off is None else (float(off.square().mean().sqrt()), float(off.median())),
         gaussianity(latent.x / model.schedule.prior_std),
         latent.calls,
         run.calls,
+        _coded(model, x, latent, data, data_back),
     )
+
+
+def _coded(model: Model, x: Tensor, latent: Latent, data: Tensor, back: Tensor) -> Coded | None:
+    if not isinstance(model, LatentDiffusion):
+        return None
+    off = _difference(back, data, latent.origin)
+    alone = _difference(shown(model, latent, data), x, latent.images)
+    lost = int(missing(back, data).count_nonzero())
+    return Coded(float(alone.square().mean().sqrt()), float(off.square().mean().sqrt()), float(off.abs().max()), lost)
 
 
 def flow(model: Model, state: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from .adaptive import PID
 from .combine import combine, linear
 from .control import Fixed
 from .grid import AsinhLogSNR, Grid, LogSNR
+from .latent_diffusion import to_data
 from .names import UserError, positive
 from .noise import Brownian, White
 from .prediction import Model
@@ -98,7 +99,8 @@ def sample(
     steps or calls: how many; solver: by default what `recommend` says for so many calls; grid: the recommended one, or `LogSNR()` where a
     solver is named. tolerance instead: the error at the end that you accept, root mean square in units of the data; each sample then takes
     the steps that it needs, by `AdaptiveAdams()` or the solver named, and a warning says which did not get there. seed: sample i depends on
-    it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these states and this knot instead.
+    it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these states and this knot instead. Of a
+    `LatentDiffusion` the samples are images; start, shape and tolerance are its latents'.
     Raises `UserError`, `ModelError`.
     """
     positive("n", n)
@@ -131,7 +133,7 @@ def sample(
         found = run(solver, model.rows(rows), x.to(device), knots, seed=seed, first=first)
         if not found.reached:
             warnings.warn(f"from sample {first} on: {found.reason}", stacklevel=2)
-        done.append(found.x)
+        done.append(to_data(model, found.x))
     return torch.cat(done)
 
 

@@ -14,6 +14,7 @@ from sdediff.metrics import frechet_distance, moments, noise_floor
 from sdediff.networks.classifier import Classifier
 from sdediff.pretrained import classifier_path, feature_extractor, load_classifier
 from sdediff.pretrained.classifiers import RECIPES, accuracy, held_out, shifted, splits, train_classifier, write
+from sdediff.pretrained.reference import measured, reference
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 13)])
@@ -156,3 +157,15 @@ def test_command_line_names_the_recipes() -> None:
     assert "digits" in done.stderr
     assert "mnist" in done.stderr
     assert "RuntimeWarning" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["digits", pytest.param("mnist", marks=pytest.mark.slow)])
+def test_reference_statistics_are_those_of_the_data(name, request):
+    if name == "mnist":
+        request.getfixturevalue("real_data")
+    known, found = reference(name), measured(name)
+    assert known.n == found.n == {"digits": 1797, "mnist": 60000}[name]
+    torch.testing.assert_close(known.mean, found.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(known.cov, found.cov, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no reference statistics of 'minst'"):
+        reference("minst")

@@ -74,7 +74,7 @@ MISTAKES = {
     "unknown command": (["stdy"], "study"),
     "wrong type": (["study", "--samples", "many"], "--samples"),
     "unknown file type": (["sample", "--out", "x.jpg"], ".png or a .safetensors"),
-    "no such images": (["train", "--images", "nothing.idx"], "nothing.idx"),
+    "no such images": (["train", "--data", "nothing.idx"], "nothing.idx"),
     "unknown precision": (["train", "--precision", "fp8"], "float32"),
 }
 
@@ -99,7 +99,7 @@ def test_files_that_are_wrong(sdediff, tmp_path):
         (["study", "--checkpoint", str(tiny(tmp_path / "plane.safetensors", (2,))), "--quick"], "not digits"),
         (["study", "--quick", "--out", "file"], "cannot be written"),
         (["train", "--out", "file", "--steps", "10"], "cannot be written"),
-        (["train", "--images", "images.idx"], "images.idx"),
+        (["train", "--data", "images.idx"], "images.idx"),
     ]
     for arguments, expected in cases:
         run = sdediff(*arguments)

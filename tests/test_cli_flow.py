@@ -395,6 +395,6 @@ def test_the_mnist_network_brings_mnist_back(sdediff, real_data, tmp_path, monke
     refused = sdediff("encode", images, "--out", "z.safetensors")
     assert refused.returncode == 2
     assert "(10000, 28, 28)" in refused.stderr
-    good(sdediff("encode", images, "-n", "2", "--steps", "4", "--checkpoint", "mnist", "--out", "z.safetensors"))
-    good(sdediff("decode", "z.safetensors", "--checkpoint", "mnist", "--out", "x.npz"))
+    good(sdediff("encode", images, "-n", "2", "--steps", "4", "--checkpoint", "hot_vs_cold", "--out", "z.safetensors"))
+    good(sdediff("decode", "z.safetensors", "--checkpoint", "hot_vs_cold", "--out", "x.npz"))
     assert same_bits(np.load(tmp_path / "x.npz")["images"], read_images([images], (1, 28, 28), 2).x.numpy())

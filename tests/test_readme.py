@@ -9,7 +9,19 @@ import sys
 import pytest
 from conftest import ROOT
 
-NAMES = ("encode_decode", "default", "adaptive", "adaptive_sde", "rough_time", "likelihood", "elbo")
+NAMES = (
+    "encode_decode",
+    "default",
+    "adaptive",
+    "adaptive_sde",
+    "rough_time",
+    "likelihood",
+    "elbo",
+    "latent_diffusion",
+    "guidance",
+    "data",
+    "training",
+)
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES))
 SCRIPTS = [script for page in PAGES for script in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 

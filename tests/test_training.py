@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -45,8 +46,9 @@ from sdediff import (
 )  # fmt: skip
 from sdediff import checkpoint as files
 from sdediff.networks import MLP
+from sdediff.objective import NORMS, WEIGHTINGS
 from sdediff.prediction import KINDS
-from sdediff.score import NORMS, TIMES, WEIGHTINGS
+from sdediff.train import Denoising, power_of
 
 DATA = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.3, 1.0]) + 1
 SHORT = Training(steps=24, batch=32, warmup=5, lr=5e-3)
@@ -59,10 +61,10 @@ def network(width=16, schedule=None, dropout=0.0, **options) -> ScoreNet:
     return ScoreNet(net, schedule or VPLinear(), shape=(2,), **options)
 
 
-def run(training=SHORT, folder=None, stop=None, data=DATA, save_every=4, **options) -> ScoreNet:
+def run(training=SHORT, folder=None, stop=None, data=DATA, save_every=4, objective=None, **options) -> ScoreNet:
     model = network(**options)
     torch.seed()  # what the global generator holds must not matter
-    for _ in islice(fit(model, data, training, folder=folder, save_every=save_every), stop):
+    for _ in islice(fit(Denoising(model, objective), data, training, folder=folder, save_every=save_every), stop):
         pass
     return model
 
@@ -193,7 +195,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path):
     ("settings", "match"),
     [
         ({"training": Training(steps=24, batch=32, warmup=5, lr=1e-3)}, "other settings.*training"),
-        ({"training": Training(steps=24, batch=32, warmup=5, lr=5e-3, objective=Objective(norm="l1"))}, "training"),
+        ({"objective": Objective(norm="l1")}, "learned"),
         ({"width": 8}, "config"),
         ({"schedule": VPLinear(0.2)}, "schedule"),
         ({"predicts": "v"}, "predicts"),
@@ -238,9 +240,98 @@ def test_what_cannot_be_trained_is_refused():
             run(data=bad)
 
 
+def test_nan_after_a_while_keeps_the_last_state(tmp_path):
+    model = network()
+    calls = []
+    model.net.register_forward_hook(lambda *given: calls.append(1) or (given[2] * math.nan if len(calls) > 6 else None))
+    with pytest.raises(ModelError, match=r"NaN or infinite at step 7: lower lr.*the state of step 4 is kept"):
+        list(fit(model, DATA, SHORT, folder=tmp_path, save_every=4))
+    tensors, about = files.read(tmp_path / STATE)
+    assert about["step"] == 4
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_ends_says_what_to_try(wrong):
+    model = network()
+
+    def full(*_):
+        raise wrong
+
+    model.net.register_forward_pre_hook(full)
+    with pytest.raises(ModelError, match=r"with 16 samples at a time: try accumulate=4 \(the same batch of 32, 8 at a time"):
+        list(fit(model, DATA, replace(SHORT, accumulate=2)))
+
+
+def test_accumulated_parts_give_the_gradient_of_the_batch():
+    one, two = run(), run(replace(SHORT, accumulate=4))
+    for a, b in zip(one.net.parameters(), two.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match="a batch of 32 does not split evenly into 5"):
+        run(replace(SHORT, accumulate=5))
+
+
+def test_the_power_function_average():
+    for width in (0.05, 0.1, 0.2):
+        g = power_of(width)
+        assert ((g + 1) / ((g + 2) ** 2 * (g + 3))) ** 0.5 == pytest.approx(width)
+        training = Training(steps=4000, ema_width=width)
+        weight, total, at = 1.0, [], []
+        for k in reversed(range(4000)):  # the weight of the weights after step k in the average at the end
+            total.append(weight * (1 - training.decay_at(k)))
+            at.append((k + 1) / 4000)
+            weight *= training.decay_at(k)
+        w, t = np.array(total), np.array(at)
+        assert w.sum() == pytest.approx(1)
+        assert np.sqrt((w * t**2).sum() - (w * t).sum() ** 2) == pytest.approx(width, rel=0.01)
+
+
+def test_images_are_mirrored_and_labels_left_out_as_asked():
+    net = MLP((1, 2, 2), width=8, depth=1, embedding=8, features=4, classes=3)
+    seen = []
+    net.register_forward_pre_hook(lambda _, given: seen.append((given[0], given[2])))
+    x = torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]).expand(200, 1, 2, 2)
+    model = ScoreNet(net, EDM(sigma_max=2e-3 + 1e-6), labels=torch.ones(200, dtype=torch.long))  # hardly noised
+    task = Denoising(model, Objective(t_min=1e-6), label_dropout=0.25)
+    list(fit(task, x, Training(steps=20, batch=100, flip=True)))
+    mirrored = torch.cat([given[:, 0, 0, 0] > 0 for given, _ in seen]).float().mean()
+    left_out = torch.cat([labels == 3 for _, labels in seen]).float().mean()
+    assert float(mirrored) == pytest.approx(0.5, abs=0.05)
+    assert float(left_out) == pytest.approx(0.25, abs=0.04)
+    with pytest.raises(UserError, match="label_dropout"):
+        Denoising(network(), label_dropout=0.1)
+
+
+def test_the_average_can_be_looked_at_on_the_way():
+    model = network()
+    for progress in fit(model, DATA, SHORT):
+        before = {k: v.clone() for k, v in model.net.state_dict().items()}
+        with progress.averaged():
+            assert not model.net.training
+            inside = {k: v.clone() for k, v in model.net.state_dict().items()}
+        assert all(torch.equal(before[k], v) for k, v in model.net.state_dict().items())
+        assert model.net.training
+        if progress.step == 10:
+            assert not all(torch.equal(before[k], inside[k]) for k in before)
+    assert same(model, run())  # looking changes nothing
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"batch": 2.0}, {"lr": 0.0}, {"lr": math.nan}, {"clip": 0.0}, {"ema": 1.0}, {"decay": "cos"}, {"precision": "fp16"}],
+    [
+        {"steps": 0},
+        {"accumulate": 0},
+        {"ema_width": 0.5},
+        {"batch": 2.0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"clip": 0.0},
+        {"ema": 1.0},
+        {"decay": "cos"},
+        {"precision": "fp16"},
+    ],
     ids=str,
 )
 def test_impossible_training_is_refused(options):
@@ -455,8 +546,8 @@ def test_uniform_times_do_not_cover_the_strata():
     assert len(np.unique((t * 500).astype(int))) < 400
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("times", ["low_discrepancy", "uniform"])
+@pytest.mark.parametrize("weighting", ["simple", "likelihood"])
 @pytest.mark.parametrize("target", ["eps", "x0", "v", "score"])
 def test_the_loss_of_the_exact_score_is_the_least_there_is(times, weighting, target):
     """E|eps - E[eps | x]|^2 is the posterior variance alpha^2 c/S of eps, S = alpha^2 c + sigma^2; x0's is sigma^2 c/S."""
@@ -479,7 +570,7 @@ def test_the_loss_of_the_exact_score_is_the_least_there_is(times, weighting, tar
     assert abs(float(loss.mean()) - expected) < 4 * float(loss.std()) / math.sqrt(n)
 
 
-@pytest.mark.parametrize("options", [{"target": "noise"}, {"weighting": "snr"}, {"norm": "l3"}, {"times": "sobol"}], ids=str)
+@pytest.mark.parametrize("options", [{"target": "noise"}, {"weighting": "SNR"}, {"norm": "l3"}, {"times": "sobol"}], ids=str)
 def test_impossible_objectives_are_refused(options):
     with pytest.raises(UserError, match="does not exist; choose one of"):
         Objective(**options)
@@ -510,7 +601,7 @@ def test_labels_travel_with_their_samples():
     labels = torch.arange(100) % 10
     low = Objective(t_min=1e-6, times="uniform")
     model = ScoreNet(net, EDM(sigma_max=2e-3 + 1e-6), labels=labels)  # hardly noised: the label can be read off the sample
-    list(fit(model, 10.0 * labels[:, None].expand(100, 2).float(), Training(steps=5, batch=20, objective=low)))
+    list(fit(Denoising(model, low), 10.0 * labels[:, None].expand(100, 2).float(), Training(steps=5, batch=20)))
     assert len(seen) == 5
     assert all(torch.equal((x[:, 0] / 10).round().long(), label) for x, label in seen)
 

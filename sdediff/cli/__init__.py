@@ -19,7 +19,7 @@ from .inversion import decode, encode, interpolate
 from .likelihood import likelihood
 from .sampling import sample, solvers
 from .study import study
-from .training import train
+from .training import list_configs, train
 
 app = typer.Typer(
     help="Solve the SDEs and ODEs of diffusion models, and measure every claim about a sampler.",
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 for command in (study, train, sample, solvers, encode, decode, interpolate, likelihood):
     app.command()(command)
+app.command("configs")(list_configs)
 
 INTERRUPTED = 130
 

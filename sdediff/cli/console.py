@@ -19,7 +19,7 @@ from ..checkpoint import write_bytes
 from ..external import DELEGATES
 from ..grid import GRIDS, Grid
 from ..names import UserError, from_repr
-from ..pretrained.scores import digits_path
+from ..pretrained.scores import model_path
 from ..solver import Delegate, Solver
 from ..solvers import named
 from ..study.report import show
@@ -27,7 +27,7 @@ from ..study.report import show
 out = Console(width=None if sys.stdout.isatty() else 150)
 err = Console(stderr=True)
 
-CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use; 'digits' is the one in the package.")]
+CheckpointOption = Annotated[Path | None, typer.Option(help="A model.safetensors to use, or a network of the package by its name.")]
 SolverOption = Annotated[str | None, typer.Option(help='A solver as its repr shows it, e.g. "DDIM(eta=0.5)"; default: recommended.')]
 GridOption = Annotated[str | None, typer.Option(help='Where the knots are, e.g. "Karras(rho=7)"; default: recommended, or LogSNR().')]
 
@@ -97,9 +97,9 @@ def solver_named(text: str | None) -> Solver | Delegate | None:
     return None if text is None else named(text, DELEGATES)
 
 
-def checkpoint_path(path: Path | None) -> Path | None:
-    """The file of a `--checkpoint`."""
-    return digits_path() if path is not None and str(path) == "digits" else path
+def checkpoint_path(path: Path | None) -> Path:
+    """The file of a `--checkpoint`: a path, or the name of a network in the package."""
+    return path if path is not None and path.exists() else model_path("digits" if path is None else str(path))
 
 
 def writable(folder: Path) -> None:

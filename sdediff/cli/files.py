@@ -69,12 +69,13 @@ def target_for(path: Path, kinds: Sequence[str], sources: Sequence[Path] = (), l
         raise UserError(f"--out takes a {listed}{folder}, not {'the folder ' if path.is_dir() else ''}{str(path)!r}.")
     if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
         raise UserError(f"--out {path} would overwrite what is read: choose another name.")
-    if latent is not None and kind in (".png", "") and (latent.x.ndim != 4 or latent.x.shape[1] not in (1, 3)):
+    coded = latent is not None and latent.outer is not None  # whose images have a shape of their own
+    if latent is not None and not coded and kind in (".png", "") and (latent.x.ndim != 4 or latent.x.shape[1] not in (1, 3)):
         raise UserError(f"samples of shape {tuple(latent.x.shape[1:])} are no pictures: write them to a .npz or .safetensors file.")
-    if latent is not None and kind == ".npz" and latent.origin.dtype == torch.bfloat16:
+    if latent is not None and kind == ".npz" and latent.images.dtype == torch.bfloat16:
         raise UserError("these images are bfloat16, which NumPy does not have: write them to a .safetensors file.")
     writable(path if kind == "" else path.parent)
-    return Target(path, kind) if latent is None else Target(path, kind, latent.origin.limits)
+    return Target(path, kind) if latent is None else Target(path, kind, latent.images.limits)
 
 
 def many(n: int, what: str) -> str:

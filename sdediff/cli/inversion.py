@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import inversion
 from ..data import read_images
 from ..latent import STARTS, Latent, load_latent
+from ..latent_diffusion import data_shape
 from ..names import UserError, choose, label
 from ..prediction import Model
 from ..recorded import Recorded
@@ -19,7 +21,7 @@ from ..round_trip import determinism, round_trip
 from ..solver import Delegate
 from .console import GridOption, bar, grid_named, say, solver_named
 from .files import FirstOption, ImagesArgument, ImagesOut, bytes_of, dtype_of, many, shape_of, target_for
-from .networks import FlowSolverOption, LimitsOption, ModelOption, Watched, expected_calls, limits_of, model_named, suited
+from .networks import FlowSolverOption, LimitsOption, ModelOption, expected_calls, limits_of, model_named, suited, watched
 
 SAME = "decodes to the same bits (on the same machine, with the same network)"
 STEPS = 50  # by default
@@ -57,22 +59,22 @@ def encode(
     steps = STEPS if steps is None and calls is None and tolerance is None else steps
     model, home = model_named(checkpoint)
     limits = limits_of(limits, home)
-    x = read_images(images, model.shape, n).x
+    x = read_images(images, data_shape(model), n).x
     suited(model, x.dtype)
     method = solver_named(solver)
     options: dict[str, Any] = {"steps": steps, "calls": calls, "tolerance": tolerance, "solver": method, "start": start, "seed": seed}
     options |= {"grid": grid_named(grid), "limits": limits, "compact": compact}
     with bar("encoding", expected_calls(method, steps, calls, 2 if compact else 1), "calls") as advance:
-        latent = inversion.encode(Watched(model, advance), x, **options)
+        latent = inversion.encode(watched(model, advance), x, **options)
     latent = latent.single() if single else latent
     latent.save(file)
     size = f"{bytes_of(file.stat().st_size)}, {file.stat().st_size / x.numel():.3g} bytes a value"
     say(f"wrote {file}: latents of {many(len(x), 'image')} {shape_of(x)} of {dtype_of(x)} ({size})")
-    say(f"by {label(latent.solver)}, {_steps(latent)}, {latent.calls} calls; {SAME if compact else _promise(latent)}")
+    say(f"by {label(latent.solver)}, {_steps(latent)}, {latent.calls} calls; {_promise(latent)}")
     if report:
         with bar("round trip", None, "calls") as advance:
-            found = round_trip(Watched(model, advance), x, **options)
-            same = determinism(model, latent.origin.state(x, latent.end))
+            found = round_trip(watched(model, advance), x, **options)
+            same = determinism(model, latent.origin.state(inversion.data_of(model, latent, x), latent.end))
         say(str(found))
         say(
             f"network        {'the same' if same.repeats else 'OTHER'} bits when asked twice; without the other samples "
@@ -154,7 +156,7 @@ def _ends(files: Sequence[Path], pairs: bool) -> tuple[Latent, Latent]:
 def _checked(path: Path, latent: Latent, checkpoint: Path | None, check: bool) -> Model:
     """The model, after `Latent.check`."""
     model, _ = model_named(checkpoint)
-    suited(model, latent.origin.dtype)
+    suited(model, latent.images.dtype)
     if check:
         try:
             latent.check(model)
@@ -166,7 +168,7 @@ def _checked(path: Path, latent: Latent, checkpoint: Path | None, check: bool) -
 def _decoded(model: Model, latent: Latent) -> Tensor:
     steps = len(latent.knots.times if isinstance(latent.knots, Recorded) else latent.knots) - 1
     with bar("decoding", expected_calls(latent.solver, steps, None, 1), "calls") as advance:
-        return inversion.decode(Watched(model, advance), latent, check=False)
+        return inversion.decode(watched(model, advance), latent, check=False)
 
 
 def _steps(latent: Latent) -> str:
@@ -179,6 +181,8 @@ def _steps(latent: Latent) -> str:
 
 def _promise(latent: Latent) -> str:
     """How exactly it decodes."""
+    if latent.outer is not None:
+        return f"the autoencoder's codes: {_promise(replace(latent, outer=None))}; the images are what the autoencoder makes of them"
     kept, promise = latent.memory is not None, latent.solver.facts.inverse
     if (kept and promise == "bits") or latent.origin.rest is not None:
         return SAME

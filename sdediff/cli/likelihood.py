@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..checkpoint import write_bytes
 from ..data import read_images
+from ..latent_diffusion import data_shape
 from ..likelihood import KINDS, PARTS, STARTS, TRACES, Hutchinson, HutchPP, Levels, LogLikelihood, Trace, log_likelihood
 from ..names import UserError, choose, positive
 from .console import GridOption, bar, grid_named, print_table, say, solver_named
 from .files import FirstOption, ImagesArgument, many, target_for
-from .networks import FlowSolverOption, LimitsOption, ModelOption, Watched, expected_calls, limits_of, model_named, suited
+from .networks import FlowSolverOption, LimitsOption, ModelOption, expected_calls, limits_of, model_named, suited, watched
 
 ROWS, AT_ONCE = 20, 100  # of the table that is shown; images at a time
 
@@ -50,14 +51,14 @@ def likelihood(
     if file is not None:
         target_for(file, (".csv",), images)
     model, home = model_named(checkpoint)
-    found = read_images(images, model.shape, n)
+    found = read_images(images, data_shape(model), n)
     x, bins = _levelled(found.x, levels, limits_of(limits, home) or (-1.0, 1.0))
     suited(model, x.dtype)
     method = solver_named(solver)
     expected = None if steps is None else expected_calls(method, steps, None, 1.5 * -(-len(x) // positive("--batch", batch)))
     with bar("likelihood", expected, "calls") as advance:
         result = log_likelihood(
-            Watched(model, advance), x, trace=_trace(trace, probes, x[0].numel()), tolerance=tolerance, steps=steps, solver=method,
+            watched(model, advance), x, trace=_trace(trace, probes, x[0].numel()), tolerance=tolerance, steps=steps, solver=method,
             grid=grid_named(grid), start=start, levels=bins, dequantise=dequantise, seed=seed, batch=batch,
         )  # fmt: skip
     rows = _table(found.names, result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +11,12 @@ import torch
 import typer
 from torch import Tensor
 
-from ..checkpoint import load_model
 from ..data import data_folder
 from ..interop.hot_vs_cold import load_hot_vs_cold
+from ..latent_diffusion import LatentDiffusion
 from ..names import UserError
 from ..prediction import Model, Prediction
-from ..pretrained.scores import digits_path
+from ..pretrained.scores import load
 from ..schedule import Knot, Schedule
 from ..score import ScoreNet
 from ..solver import Delegate, Solver
@@ -24,7 +24,10 @@ from .console import checkpoint_path
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="A model.safetensors; 'digits' (default), or 'mnist', the third-party one in SDEDIFF_DATA."),
+    typer.Option(
+        "--checkpoint",
+        help="A model.safetensors; one of the package by its name (default: digits); or hot_vs_cold, the third-party MNIST network.",
+    ),
 ]
 FlowSolverOption = Annotated[str | None, typer.Option("--solver", help='A solver as its repr shows it, e.g. "DDIM()" or "EDICT(p=0.93)".')]
 LimitsOption = Annotated[
@@ -50,26 +53,31 @@ class Watched:
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
-        self.tell(p.cost)
+        self.tell(p.cost if isinstance(p.cost, int) else int(p.cost.max()))
         return p
 
     def rows(self, index: Tensor) -> Watched:
         return Watched(self.model.rows(index), self.tell)
 
 
-def model_named(checkpoint: Path | None) -> tuple[ScoreNet, tuple[float, float] | None]:
+def watched(model: Model, tell: Callable[[int], None]) -> Model:
+    """The model, telling of every call: of a latent model the one inside, so that it stays a latent model."""
+    return replace(model, inner=watched(model.inner, tell)) if isinstance(model, LatentDiffusion) else Watched(model, tell)
+
+
+def model_named(checkpoint: Path | None) -> tuple[ScoreNet | LatentDiffusion, tuple[float, float] | None]:
     """The network, and the limits of its images where they are not -1 and 1."""
-    if checkpoint is None or str(checkpoint) != "mnist":
-        return load_model(checkpoint_path(checkpoint) or digits_path()), None
+    if checkpoint is None or str(checkpoint) != "hot_vs_cold":
+        return load(checkpoint_path(checkpoint)), None
     folder = data_folder()
     if folder is None:
         raise UserError("the third-party MNIST network is in a folder with weights/: export SDEDIFF_DATA=/path/to/it.")
     return load_hot_vs_cold(folder / "weights" / "yichizz_ddpm_mnist_starter.pth"), (-0.5, 0.5)
 
 
-def suited(model: ScoreNet, images: torch.dtype) -> None:
-    """Images of float64 are asked about in float64, all others in float32."""
-    if images == torch.float64 and isinstance(model.net, torch.nn.Module):
+def suited(model: ScoreNet | LatentDiffusion, images: torch.dtype) -> None:
+    """Images of float64 are asked about in float64, all others in float32; latents are in the precision of their autoencoder."""
+    if isinstance(model, ScoreNet) and images == torch.float64 and isinstance(model.net, torch.nn.Module):
         model.net.double()
 
 

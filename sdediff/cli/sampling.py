@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .. import sampling
-from ..checkpoint import load_model, write
+from ..checkpoint import write
 from ..external import DELEGATES
 from ..names import label
-from ..pretrained.scores import digits_path
+from ..pretrained.scores import load
 from ..solver import Delegate, Solver
-from ..solvers import SOLVERS, AdaptiveAdams
-from .console import CheckpointOption, GridOption, SolverOption, checkpoint_path, grid_named, out, print_table, solver_named
+from ..solvers import SOLVERS
+from .console import CheckpointOption, GridOption, SolverOption, checkpoint_path, out, print_table
+from .drawing import draw
 from .files import target_for
 
 
@@ -26,6 +26,9 @@ def sample(
     calls: Annotated[int | None, typer.Option(help="Network calls.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="Or: the error at the end that you accept; each sample takes its steps.")] = None,
     grid: GridOption = None,
+    labels: Annotated[str | None, typer.Option(help="Classes, over and over: 3 or 0,1,7 or 0-9.")] = None,
+    guidance: Annotated[str | None, typer.Option(help='As its repr shows it, e.g. "ClassifierFree(2.0)"; scale 1 is none.')] = None,
+    classifier: Annotated[Path | None, typer.Option(help="A classifier of noisy images, for ClassifierGuidance.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i is a function of the seed and i.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples at a time.")] = None,
     file: Annotated[Path, typer.Option("--out", help="A .png sheet of images, or a .safetensors of the states.")] = Path("samples.png"),
@@ -34,18 +37,18 @@ def sample(
     from ..study import figures
 
     target = target_for(file, (".png", ".safetensors"))
-    model = load_model(checkpoint_path(checkpoint) or digits_path())
-    method, places = solver_named(solver), grid_named(grid)
-    steps = 20 if steps is None and calls is None and tolerance is None else steps
-    x = sampling.sample(model, n, steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch)
-    default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
-    used = method or default
+    model = load(checkpoint_path(checkpoint))
+    found = draw(
+        model, n, labels=labels, guidance=guidance, classifier=classifier, solver=solver, grid=grid, steps=steps, calls=calls,
+        tolerance=tolerance, seed=seed, batch=batch,
+    )  # fmt: skip
     if target.kind == ".png":
         columns = min(n, 16)
-        figures.sheet([("", part) for part in x.split(columns)], file, title=f"{label(used)}, seed {seed}", columns=columns)
+        figures.sheet([("", part) for part in found.x.split(columns)], file, title=f"{label(found.solver)}, seed {seed}", columns=columns)
     else:
-        write(file, {"x": x}, {"solver": repr(used), "grid": grid, "calls": calls, "steps": steps, "tolerance": tolerance, "seed": seed})
-    out.print(f"wrote {file}: {n} samples by {label(used)}", soft_wrap=True)
+        about = {"grid": grid, "calls": calls, "steps": steps, "tolerance": tolerance, "seed": seed, "labels": labels, "guidance": guidance}
+        write(file, {"x": found.x}, {"solver": repr(found.solver), **about})
+    out.print(f"wrote {file}: {n} samples by {label(found.solver)}", soft_wrap=True)
 
 
 def solvers() -> None:

@@ -12,10 +12,10 @@ import typer
 from .. import study as studies
 from ..external import DELEGATES
 from ..names import UserError, choose
-from ..pretrained.scores import DIGITS, digits_path
+from ..recipe import read_recipe
 from ..solvers import named
 from .console import CheckpointOption, bar, checkpoint_path, grid_named, out, print_table, writable
-from .training import train_digits
+from .training import follow
 
 
 def study(
@@ -36,9 +36,10 @@ def study(
     target = folder / (name or config)
     writable(target)
     if config == "mnist":
-        problem = studies.mnist_problem(checkpoint_path(checkpoint))
+        problem = studies.mnist_problem(checkpoint and checkpoint_path(checkpoint))
     else:
-        trained = checkpoint_path(checkpoint) or (digits_path() if quick else train_digits(target / "network", DIGITS))
+        given = checkpoint is not None or quick
+        trained = checkpoint_path(checkpoint) if given else follow(read_recipe("digits"), target / "network")
         problem = studies.digits_problem(trained)
     command = "sdediff " + " ".join(f'"{a}"' if " " in a or "(" in a else a for a in sys.argv[1:])
     outcome = _run_study(problem, settings, target, command)

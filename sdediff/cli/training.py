@@ -1,61 +1,125 @@
-"""`sdediff train`: a score network by denoising score matching."""
+"""`sdediff train`: a network as a recipe says; `sdediff configs`: the recipes in the package."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from ..data import digits, idx_images
-from ..names import choose
-from ..networks import MLP, NETWORKS, UNet
-from ..pretrained.scores import DIGITS, digits_model
-from ..schedules import VPLinear
-from ..score import ScoreNet
-from ..train import Training, fit
-from .console import bar, err
+from ..accelerated import processes
+from ..checkpoint import load_model
+from ..names import UserError
+from ..recipe import Recipe, Stage, configs, model_file, read_recipe, run
+from ..train import Denoising
+from .console import bar, err, print_table
+from .drawing import draw_as
 
 
 def train(
+    config: Annotated[str, typer.Option(help="A recipe of the package (see `sdediff configs`) or a .toml file.")] = "digits",
     folder: Annotated[Path, typer.Option("--out", help="Where the run lives; started again there, it goes on.")] = Path("runs/train"),
-    images: Annotated[Path | None, typer.Option(help="An idx file of images (MNIST format, gzip or not); default: the 8x8 digits.")] = None,
-    steps: Annotated[int, typer.Option()] = DIGITS.steps,
-    batch: Annotated[int, typer.Option()] = DIGITS.batch,
-    lr: Annotated[float, typer.Option()] = DIGITS.lr,
-    seed: Annotated[int, typer.Option()] = 0,
-    precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
-    network: Annotated[str, typer.Option(help="mlp or unet.")] = "mlp",
+    data: Annotated[str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, or a path to images.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, e.g. network.width=64; repeat it for more.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step, over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first weights and of everything drawn.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read the data.")] = 0,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time: keep only blocks' inputs.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write OUT/tensorboard.")] = False,
+    sheets: Annotated[int, typer.Option(help="A sheet of samples every so many steps; 0: at the end only.")] = 0,
 ) -> None:
-    """Train a score network by denoising score matching; killed and started again, it ends with the same weights."""
-    choose("network", network, [n for n in NETWORKS if n in ("mlp", "unet")])
-    training = replace(DIGITS, steps=steps, batch=batch, lr=lr, seed=seed, precision=precision)
-    data = digits().x if images is None else idx_images(images).x
-    shape = tuple(data.shape[1:])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(shape, width=256, depth=3) if network == "mlp" else UNet(channels=shape[0])
-    _train(ScoreNet(net, VPLinear(), predicts="v", condition="lam", shape=shape), data, training, folder)
+    """Train a network as a recipe says; killed and started again it ends with the same weights. Under torchrun processes share a batch."""
+    recipe = read_recipe(config, changes or ())
+    recipe = recipe.changed(steps=steps, batch=batch, lr=lr, seed=seed, precision=precision)
+    if data is not None:
+        kept = {k: v for k, v in recipe.data.items() if k not in ("name", "path")}
+        recipe = replace(recipe, data={"path" if Path(data).exists() else "name": data, **kept})
+    if sheets < 0:
+        raise UserError(f"--sheets is a number of steps, or 0 for one sheet at the end, not {sheets}.")
+    follow(recipe, folder, workers=workers, compiled=compiled, checkpointing=checkpointing, tensorboard=tensorboard, sheets=sheets)
 
 
-def train_digits(folder: Path, training: Training) -> Path:
-    """Train the digits network in `folder`, or continue there; the path of the finished model."""
-    model = folder / "model.safetensors"
-    _train(digits_model(training.seed), digits().x, training, folder)
+def list_configs() -> None:
+    """The recipes that `sdediff train --config` takes by name."""
+    print_table("sdediff train --config NAME", [{"name": name, "what": about} for name, about in configs().items()])
+
+
+def follow(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int = 0,
+    compiled: bool = False,
+    checkpointing: bool = False,
+    tensorboard: bool = False,
+    sheets: int = 0,
+) -> Path:
+    """Train by a recipe with a bar for each network, then draw `samples.png` as it says; the path of the model."""
+    among = processes()
+    first, begin = among.rank == 0, time.perf_counter()
+    with _Teller(tensorboard) as teller:
+        for stage in run(recipe, folder, workers=workers, compiled=compiled, checkpointing=checkpointing, among=among):
+            if first:
+                teller.tell(stage)
+            if sheets and stage.progress.step % sheets == 0 and isinstance(stage.task, Denoising) and recipe.kind == "score":
+                with stage.progress.averaged():  # all processes together: their shards become whole
+                    if first:
+                        draw_as(recipe, stage.task.model, folder / "samples" / f"{stage.progress.step}.png")
+    model = folder / model_file(recipe)
+    if first:
+        err.print(f"trained in {time.perf_counter() - begin:.0f} s: {model}", soft_wrap=True)
+    if first and recipe.kind in ("score", "latent"):
+        draw_as(recipe, load_model(model), folder / "samples.png", folder)
+        err.print(f"samples: {folder / 'samples.png'}", soft_wrap=True)
     return model
 
 
-def _train(model: Any, data: torch.Tensor, training: Training, folder: Path) -> None:
-    begin, smooth = time.perf_counter(), 0.0
-    with bar("training", training.steps, "steps") as advance:
-        done = 0
-        for progress in fit(model, data, training, folder=folder):
-            if progress.step % 50 == 0 or progress.step == training.steps:
-                loss = float(progress.loss)
-                smooth = loss if not smooth else 0.8 * smooth + 0.2 * loss
-                advance(progress.step - done, f"loss {smooth:.4f}")
-                done = progress.step
-    err.print(f"trained in {time.perf_counter() - begin:.0f} s: {folder / 'model.safetensors'}", soft_wrap=True)
+class _Teller:
+    """Shows each network's progress every 50 steps: a bar, the running mean of its loss, and perhaps TensorBoard's files."""
+
+    def __init__(self, tensorboard: bool):
+        self.tensorboard, self.stack = tensorboard, ExitStack()
+        self.folder: Path | None = None
+
+    def __enter__(self) -> _Teller:
+        return self
+
+    def __exit__(self, *wrong: Any) -> None:
+        self.stack.__exit__(*wrong)
+
+    def tell(self, stage: Stage) -> None:
+        if self.folder != stage.folder:
+            self._begin(stage)
+        step, progress = stage.progress.step, stage.progress
+        if step % 50 and step != stage.recipe.how().steps:
+            return
+        loss = float(progress.loss)
+        self.loss = 0.8 * self.loss + 0.2 * loss if self.done else loss
+        self.advance(step - self.done, f"loss {self.loss:.4f}")
+        self.done = step
+        if self.writer is not None:
+            for name, value in (("loss", loss), ("gradient norm", float(progress.norm)), ("learning rate", progress.lr)):
+                self.writer.add_scalar(name, value, step)
+
+    def _begin(self, stage: Stage) -> None:
+        self.stack.close()
+        self.folder, self.done, self.loss = stage.folder, 0, 0.0
+        self.advance = self.stack.enter_context(bar(f"training {stage.recipe.name}", stage.recipe.how().steps, "steps"))
+        self.writer = self.stack.enter_context(_writer(stage.folder / "tensorboard")) if self.tensorboard else None
+
+
+def _writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package that is not installed: pip install 'sdediff[train]'.") from None
+    return SummaryWriter(folder)

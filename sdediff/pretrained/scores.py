@@ -1,30 +1,45 @@
-"""Score networks of our own: where their weights lie and the recipe that makes them again, `sdediff train --out FOLDER`.
+"""Score networks of our own: `load("mnist")`. Each was made by `sdediff train --config NAME`; its training log lies beside it.
 
-`digits`: 8x8 digits, a residual perceptron of 0.57 M parameters that predicts v from lam, so that it is smooth in time; VP linear.
+`digits`: 8x8, a perceptron of 0.57 M parameters; `digits-classes`: the same with classes; `mnist`: 28x28, a U-Net of 1.15 M parameters
+with classes, for use with and without guidance; `latent`: latent diffusion of MNIST. All predict v from lam, on VPLinear, and are smooth
+in time.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..networks import MLP
-from ..schedules import VPLinear
-from ..score import Objective, ScoreNet
-from ..train import Training
+from ..checkpoint import load_model
+from ..latent_diffusion import LatentDiffusion
+from ..names import UserError, nearest
+from ..score import ScoreNet
 
-DIGITS = Training(steps=6000, batch=256, lr=2e-3, warmup=200, ema=0.999, objective=Objective())
+FOLDER = Path(__file__).parent
+
+
+def model_names() -> tuple[str, ...]:
+    """The networks in the package."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors") if not path.stem.startswith("classifier_")))
+
+
+def model_path(name: str | Path) -> Path:
+    """The file of a network in the package, or a path as it is. `UserError` for a name that does not exist."""
+    if isinstance(name, Path) or name.endswith(".safetensors") or "/" in name:
+        return Path(name)
+    names = model_names()
+    if name not in names:
+        raise UserError(f"there is no network {name!r}.{nearest(name, names)} There are: {', '.join(names)}; or give the path of a file.")
+    return FOLDER / f"{name}.safetensors"
+
+
+def load(name: str | Path) -> ScoreNet | LatentDiffusion:
+    """The network of this name in the package, or in a file that `sdediff train` wrote, in evaluation mode.
+
+    Raises `UserError` for a name that does not exist, or a file that holds no model.
+    """
+    return load_model(model_path(name))
 
 
 def digits_path() -> Path:
     """The committed digits network: a file for `load_model`."""
-    return Path(__file__).parent / "digits.safetensors"
-
-
-def digits_model(seed: int = 0) -> ScoreNet:
-    """A freshly initialised digits network, to be trained as `DIGITS` says."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP((1, 8, 8), width=256, depth=3)
-    return ScoreNet(net, VPLinear(), predicts="v", condition="lam", shape=(1, 8, 8))
+    return model_path("digits")

@@ -35,7 +35,7 @@ def paths(problem: Problem, settings: Settings, pairs: int = 6, points: int = 9)
     """(points, pairs, ...): images along the great circle between the latents of the first `pairs` pairs of samples."""
     x = starts(problem, settings, seed=0)[: 2 * pairs]
     along = interpolate((x[:pairs], x[pairs : 2 * pairs]), points)
-    return converge(problem, along.flatten(0, 1), settings.reference_steps).reshape(along.shape)
+    return converge(problem, along.flatten(0, 1), settings.reference_steps).unflatten(0, along.shape[:2])
 
 
 @torch.no_grad()

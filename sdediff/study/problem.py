@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checkpoint import load_model
 from ..data import data_folder, digits, mnist
 from ..interop.hot_vs_cold import load_hot_vs_cold
+from ..latent_diffusion import data_shape, to_data
 from ..metrics import Moments, frechet_distance, moments, noise_floor, sliced_wasserstein
 from ..names import UserError
 from ..prediction import Model
@@ -22,8 +23,8 @@ from ..pretrained import feature_extractor
 class Problem:
     """A model and what its samples are judged by.
 
-    real: images in the model's units (N, c, h, w); scale: images in [-1, 1] are scale times the model's states; features, labels: of images
-    in [-1, 1], by a small classifier of ours.
+    real: images in the model's units (N, c, h, w); scale: images in [-1, 1] are scale times the model's; features, labels: of images
+    in [-1, 1], by a small classifier of ours. All is judged in images, also where the model is one of an autoencoder's latents.
     """
 
     name: str
@@ -33,12 +34,21 @@ class Problem:
     features: Callable[[Tensor], Tensor]
     labels: Callable[[Tensor], Tensor]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one of the model's states."""
+        return tuple(self.model.shape or self.real.shape[1:])
+
+    def images(self, x: Tensor) -> Tensor:
+        """The images of states (n, ...), in the model's units: themselves, or what an autoencoder makes of them."""
+        return to_data(self.model, x)
+
     def features_of(self, x: Tensor) -> Tensor:
-        """Classifier features (n, d) of states (n, ...), a thousand at a time."""
+        """Classifier features (n, d) of images (n, ...) in the model's units, a thousand at a time."""
         return torch.cat([self.features(part * self.scale) for part in x.split(1000)])
 
     def labels_of(self, x: Tensor) -> Tensor:
-        """The classifier's label (n,) of each state."""
+        """The classifier's label (n,) of each image in the model's units."""
         return torch.cat([self.labels(part * self.scale) for part in x.split(1000)])
 
 
@@ -75,8 +85,8 @@ def digits_problem(checkpoint: str | Path) -> Problem:
     """scikit-learn's 8x8 digits and a network trained on them."""
     data, classifier = digits(), feature_extractor("digits")
     model = load_model(checkpoint)
-    if model.shape != tuple(data.x.shape[1:]):
-        raise UserError(f"{checkpoint} makes samples of shape {model.shape}, not digits of shape {tuple(data.x.shape[1:])}.")
+    if data_shape(model) != tuple(data.x.shape[1:]):
+        raise UserError(f"{checkpoint} makes samples of shape {data_shape(model)}, not digits of shape {tuple(data.x.shape[1:])}.")
     return Problem("digits", model, data.x, 1.0, classifier.features, lambda x: classifier(x).argmax(1))
 
 

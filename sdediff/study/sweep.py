@@ -64,13 +64,13 @@ class Results:
 
 def starts(problem: Problem, settings: Settings, seed: int) -> Tensor:
     """The latents of a seed: every cell starts from these."""
-    return latents(problem.model, settings.samples, seed=seed, shape=tuple(problem.real.shape[1:]))
+    return latents(problem.model, settings.samples, seed=seed, shape=problem.shape)
 
 
 def converge(problem: Problem, x: Tensor, steps: int) -> Tensor:
-    """The probability flow from latents x, converged: RK4 in Angle coordinates on `steps` steps even in lam."""
+    """The images of the probability flow from latents x, converged: RK4 in Angle coordinates on `steps` steps even in lam."""
     knots = REFERENCE_GRID.knots(problem.model.schedule, steps)
-    return solve(RungeKutta("rk4", Angle()), problem.model, x, knots).x
+    return problem.images(solve(RungeKutta("rk4", Angle()), problem.model, x, knots).x)
 
 
 def sweep(problem: Problem, settings: Settings, judge: Judge, results: Results) -> Iterator[int]:
@@ -89,7 +89,7 @@ def sweep(problem: Problem, settings: Settings, judge: Judge, results: Results) 
 
 
 def measure(problem: Problem, cell: Cell, x: Tensor, converged: Tensor, judge: Judge, seed: int) -> tuple[Row, Tensor]:
-    """One cell from latents x: its row, and its samples."""
+    """One cell from latents x: its row, and its images."""
     schedule = problem.model.schedule
     if cell.calls is not None and isinstance(cell.solver, Solver):
         knots = knots_for(schedule, cell.solver, cell.grid, calls=cell.calls)
@@ -98,7 +98,8 @@ def measure(problem: Problem, cell: Cell, x: Tensor, converged: Tensor, judge: J
     begin = time.perf_counter()
     solution = run(cell.solver, problem.model, x, knots, seed=seed)
     seconds = time.perf_counter() - begin
-    error = float((solution.x - converged).square().mean().sqrt()) * problem.scale
+    images = problem.images(solution.x)
+    error = float((images - converged).square().mean().sqrt()) * problem.scale
     row = Row(
         solver=repr(cell.solver),
         grid=repr(cell.grid),
@@ -106,10 +107,10 @@ def measure(problem: Problem, cell: Cell, x: Tensor, converged: Tensor, judge: J
         calls_made=solution.calls,
         seed=seed,
         samples=len(x),
-        **judge.distances(solution.x),
+        **judge.distances(images),
         error=error,
         seconds=seconds,
         curve=cell.label,
         stochastic=cell.solver.facts.stochastic,
     )
-    return row, solution.x
+    return row, images

@@ -1,0 +1,114 @@
+"""Samples of a trained network, as options or a recipe ask for them: labels, guidance, a solver; and the sheet that shows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import sampling
+from ..checkpoint import load_classifier
+from ..guidance import ClassifierGuidance, guidance_named, guided
+from ..latent_diffusion import LatentDiffusion
+from ..names import UserError, label
+from ..prediction import Labelled, Model
+from ..recipe import Recipe
+from ..score import ScoreNet
+from ..solver import Delegate, Solver
+from ..solvers import AdaptiveAdams
+from .console import grid_named, solver_named
+
+
+class Drawn(NamedTuple):
+    """Samples, the solver that made them, and their labels where they have any."""
+
+    x: Tensor
+    solver: Solver | Delegate
+    labels: Tensor | None
+
+
+def draw(
+    model: Model,
+    n: int,
+    *,
+    labels: str | None = None,
+    guidance: str | None = None,
+    classifier: Path | None = None,
+    solver: str | None = None,
+    grid: str | None = None,
+    steps: int | None = None,
+    calls: int | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+) -> Drawn:
+    """n samples; every option as a text of the command line. Steps default to 20."""
+    steps = 20 if steps is None and calls is None and tolerance is None else steps
+    told = None if labels is None else labels_named(labels, n)
+    asked = _leaning(model, guidance, told, classifier)
+    method, places = solver_named(solver), grid_named(grid)
+    x = sampling.sample(asked, n, steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch)
+    default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
+    return Drawn(x, method or default, told)
+
+
+def draw_as(recipe: Recipe, model: Model, path: Path, folder: Path | None = None) -> None:
+    """The sheet of samples that a recipe asks for in [sampling]; classes, if the network has them, side by side."""
+    from ..study import figures
+
+    asked = dict(recipe.sampling)
+    n, columns = asked.pop("n", 80), asked.pop("columns", 10)
+    classes = _classes(model)
+    if "ClassifierGuidance" in str(asked.get("guidance")):
+        if folder is None:
+            del asked["guidance"]  # the classifier is not trained yet
+        else:
+            asked["classifier"] = folder / "classifier" / "model.safetensors"
+            net: Any = load_classifier(asked["classifier"]).net
+            classes = net.config["classes"]
+    if classes is not None:
+        n, columns = (n // classes) * classes or classes, classes
+        asked["labels"] = f"0-{classes - 1}"
+    found = draw(model, n, **asked)
+    figures.sheet([("", part) for part in found.x.split(columns)], path, title=f"{recipe.about}: {label(found.solver)}", columns=columns)
+
+
+def labels_named(text: str, n: int) -> Tensor:
+    """n labels from a text: "3", "0,1,7" or "0-9", over and over until there are n."""
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        found = []
+    if not found:
+        raise UserError(f"--labels takes whole numbers, commas and ranges, e.g. 3 or 0,1,7 or 0-9, not {text!r}.")
+    return torch.tensor(found).repeat(-(-n // len(found)))[:n]
+
+
+def _classes(model: Any) -> int | None:
+    inner = model.inner if isinstance(model, LatentDiffusion) else model
+    return inner.classes if isinstance(inner, ScoreNet) else None
+
+
+def _leaning(model: Any, guidance: str | None, labels: Tensor | None, classifier: Path | None) -> Model:
+    """The model of these labels, under this guidance."""
+    if isinstance(model, LatentDiffusion):
+        return replace(model, inner=_leaning(model.inner, guidance, labels, classifier))
+    if guidance is None:
+        if labels is None:
+            return model
+        if not isinstance(model, Labelled):
+            raise UserError(f"{type(model).__name__} takes no labels: leave out --labels.")
+        return model.with_labels(labels)
+    made = guidance_named(guidance)
+    if isinstance(made, ClassifierGuidance):
+        if classifier is None:
+            raise UserError("ClassifierGuidance needs the file of a classifier of noisy images: --classifier PATH.")
+        own = model.with_labels(labels) if _classes(model) is not None else model
+        return guided(own, made, labels, classifier=load_classifier(classifier))
+    return guided(model, made, labels)

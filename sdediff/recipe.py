@@ -1,0 +1,293 @@
+"""A training as a TOML file: data, network, schedule, what the network predicts, what is minimised, how long, and how samples are drawn.
+
+    about = "DDPM (Ho et al. 2020)"
+    kind = "score"                 # or "classifier", "autoencoder", "latent"
+    [data]       name = "digits"   # or path = "folder"; further options of `open_source`
+    [network]    name = "unet"     # and its options; channels, size, shape and classes are filled in from the data
+    [schedule]   name = "VPLinear" # and its options; also "DiscreteVP.linear", "DiscreteVP.cosine"
+    [model]      predicts = "eps"  # further options of ScoreNet; conditional = true for class labels
+    [objective]  loss = "Objective(times='index')", label_dropout = 0.1; of an autoencoder: options of AutoencoderTask
+    [training]                     # options of Training
+    [sampling]                     # solver, steps or calls, guidance: how the sheet of samples is drawn
+    [classifier], [autoencoder]    # config = NAME: trained with it, training = {steps = 100}: otherwise; or path = FILE
+
+The shipped ones are in `sdediff/configs`. A key that does not exist is refused, with the nearest that does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from . import schedules
+from .checkpoint import load_autoencoder, load_model, save_model, write_bytes
+from .data import Source, open_source
+from .external import DELEGATES
+from .guidance import guidance_named
+from .latent_diffusion import LatentDiffusion, encode_source
+from .names import UserError, choose, nearest
+from .networks import NETWORKS, build
+from .objective import Loss, objective_named
+from .processes import Alone, Processes
+from .schedule import Schedule
+from .score import ScoreNet
+from .solvers import named
+from .tasks import AutoencoderTask, ClassifierTask
+from .train import Denoising, Progress, Task, Training, fit
+
+KINDS = ("score", "classifier", "autoencoder", "latent")
+CONFIGS = Path(__file__).parent / "configs"
+SCHEDULES: dict[str, Any] = {
+    **{name: made for name, made in vars(schedules).items() if inspect.isclass(made) and issubclass(made, Schedule) and name[0] != "_"},
+    "DiscreteVP.linear": schedules.DiscreteVP.linear,
+    "DiscreteVP.cosine": schedules.DiscreteVP.cosine,
+}
+SECTIONS = ("data", "network", "schedule", "model", "objective", "training", "sampling", "classifier", "autoencoder")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration, its sections as they were written; `task` and `source` make what `fit` takes."""
+
+    name: str
+    about: str = ""
+    kind: str = "score"
+    data: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    classifier: dict[str, Any] = field(default_factory=dict)
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choose(f"{self.name}: kind", self.kind, KINDS)
+        self.how()  # whatever is wrong in a section is said now, and not after hours of training
+        self.made_schedule()
+        if self.kind in ("score", "latent"):
+            self._objective()
+        _known(self.name, "model", self.model, ("conditional", *_options(ScoreNet, "net", "schedule", "labels", "shape")))
+        _known(self.name, "sampling", self.sampling, ("solver", "grid", "steps", "calls", "tolerance", "guidance", "n", "columns"))
+        if "solver" in self.sampling:
+            named(self.sampling["solver"], DELEGATES)
+        if "guidance" in self.sampling:
+            guidance_named(self.sampling["guidance"])
+        for section in ("classifier", "autoencoder"):
+            _known(self.name, section, getattr(self, section), ("config", "path", "training"))
+        if self.network:
+            network = _named(self.name, "network", self.network, NETWORKS)
+            _known(self.name, "network", self.network, ("name", *_options(network)))
+
+    def how(self) -> Training:
+        """[training]."""
+        return _built(self.name, "training", Training, self.training)
+
+    def made_schedule(self) -> Schedule:
+        """[schedule], VPLinear() where none is named."""
+        made = _named(self.name, "schedule", self.schedule or {"name": "VPLinear"}, SCHEDULES)
+        return _built(self.name, "schedule", made, {k: v for k, v in self.schedule.items() if k != "name"})
+
+    def _objective(self) -> tuple[Loss, float]:
+        _known(self.name, "objective", self.objective, ("loss", "label_dropout"))
+        return objective_named(self.objective.get("loss", "Objective()")), self.objective.get("label_dropout", 0.0)
+
+    def source(self) -> Source:
+        """[data], opened."""
+        given = dict(self.data) or {"name": "digits"}
+        name, path = given.pop("name", None), given.pop("path", None)
+        if name is None and path is None:
+            raise UserError(f"{self.name}: [data] needs name = (one of the known sets) or path = (a folder or a file).")
+        named = name if path is None else Path(path)
+        return _built(self.name, "data", open_source, given, ("name", "path"), named)
+
+    def task(self, source: Source) -> Task:
+        """What learns from this source: a freshly initialised network (a function of the seed) and its loss."""
+        net: Any = self._network(source)
+        if self.kind == "autoencoder":
+            return _built(self.name, "objective", AutoencoderTask, self.objective, (), net)
+        schedule, given = self.made_schedule(), dict(self.model)
+        if self.kind == "classifier":
+            return ClassifierTask(net, schedule, given.get("condition", "lam"))
+        given.pop("conditional", None)
+        objective, dropout = self._objective()
+        model = ScoreNet(net, schedule, **given, shape=tuple(source.shape))
+        return Denoising(model, objective, dropout)
+
+    def _network(self, source: Source) -> torch.nn.Module:
+        given = dict(self.network)
+        name = given.pop("name")
+        known = _options(NETWORKS[name])
+        shape = source.shape
+        filled = {"channels": shape[0], "size": shape[-1], "shape": list(shape), "variance": self.model.get("variance")}
+        if self.model.get("conditional") or self.kind == "classifier":
+            if source.classes is None:
+                raise UserError(f"{self.name}: labels are asked for, but {source.name} has none: give labelled data.")
+            filled["classes"] = source.classes
+        options = {k: v for k, v in filled.items() if k in known and v is not None}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.how().seed)
+            return _built(self.name, "network", build, {"name": name, "config": {**options, **given}})
+
+    def changed(self, **training: Any) -> Recipe:
+        """The same with other options of [training]; None leaves one as it is."""
+        return replace(self, training={**self.training, **{k: v for k, v in training.items() if v is not None}})
+
+    def text(self) -> str:
+        """The recipe as TOML."""
+        lines = [f"{k} = {json.dumps(getattr(self, k))}" for k in ("about", "kind")]
+        for section in SECTIONS:
+            given = getattr(self, section)
+            lines += ["", f"[{section}]", *(f"{k} = {_toml(v)}" for k, v in given.items())] if given else []
+        return "\n".join(lines) + "\n"
+
+
+class Stage(NamedTuple):
+    """After a step of a recipe's run: which recipe is being trained, in which folder, and how far."""
+
+    recipe: Recipe
+    task: Task
+    folder: Path
+    progress: Progress
+
+
+def model_file(recipe: Recipe) -> str:
+    """The name of the finished model in the folder of its run."""
+    return "latent.safetensors" if recipe.kind == "latent" else "model.safetensors"
+
+
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    workers: int = 0,
+    compiled: bool = False,
+    checkpointing: bool = False,
+    among: Processes | None = None,
+) -> Iterator[Stage]:
+    """Train what the recipe says in `folder`, first what it needs (`folder/autoencoder`), then what goes with it (`folder/classifier`).
+
+    Started again with the same recipe it goes on where it was; `folder/recipe.toml` is what it did. checkpointing: networks keep only
+    their blocks' inputs for the gradient. The other arguments and the errors are those of `fit`.
+    """
+    folder, among = Path(folder), among or Alone()
+    options: dict[str, Any] = {"workers": workers, "compiled": compiled, "checkpointing": checkpointing, "among": among}
+    source = recipe.source()
+    autoencoder, scale, shift = None, 1.0, 0.0
+    if recipe.kind == "latent":
+        autoencoder = yield from _companion(recipe, "autoencoder", folder, options)
+        source, scale, shift = encode_source(load_autoencoder(autoencoder), source, mirrored=recipe.how().flip)
+    how = replace(recipe.how(), flip=recipe.how().flip and autoencoder is None)
+    task = recipe.task(source)
+    if among.rank == 0:
+        write_bytes(folder / "recipe.toml", recipe.text().encode())
+    every = max(50, min(1000, how.steps // 10))
+    if checkpointing:
+        task.net.checkpointing = True  # type: ignore[assignment]
+    for progress in fit(task, source, how, folder=folder, save_every=every, workers=workers, compiled=compiled, among=among):
+        yield Stage(recipe, task, folder, progress)
+    if autoencoder is not None and among.rank == 0:
+        inner = load_model(folder / "model.safetensors")
+        model = LatentDiffusion(inner, load_autoencoder(autoencoder), scale, shift)
+        save_model(folder / model_file(recipe), model)
+    if recipe.classifier:
+        yield from _companion(recipe, "classifier", folder, options)
+
+
+def _companion(recipe: Recipe, what: str, folder: Path, options: dict[str, Any]) -> Iterator[Stage]:
+    """Train the other network that a recipe names, on the same data; the path of its file."""
+    given = getattr(recipe, what)
+    if "path" in given:
+        return Path(given["path"])
+    if "config" not in given:
+        raise UserError(f"{recipe.name}: [{what}] needs config = (a recipe to train it by) or path = (the file of a trained one).")
+    other = replace(read_recipe(given["config"]), data=recipe.data).changed(**given.get("training", {}))
+    yield from run(other, folder / what, **options)
+    return folder / what / model_file(other)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)
+
+
+def configs() -> dict[str, str]:
+    """The shipped recipes: names, and what each is."""
+    return {path.stem: tomllib.loads(path.read_text()).get("about", "") for path in sorted(CONFIGS.glob("*.toml"))}
+
+
+def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped config's name or of a TOML file; changes: texts "section.key=value".
+
+    Raises `UserError` for a name or key that does not exist (the nearest is suggested), text that is no TOML, or options that do not fit.
+    """
+    path = Path(config)
+    if path.suffix != ".toml":
+        choose("config", str(config), configs())
+        path = CONFIGS / f"{config}.toml"
+    try:
+        given = tomllib.loads(path.read_text())
+    except OSError as wrong:
+        raise UserError(f"there is no config {path} ({wrong.strerror}); shipped ones: {', '.join(configs())}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        raise UserError(f"{path} is not TOML: {wrong}.") from None
+    for change in changes:
+        _change(given, change)
+    _known(path.name, "", given, [f.name for f in fields(Recipe) if f.name != "name"])
+    for section in SECTIONS:
+        if not isinstance(given.get(section, {}), dict):
+            raise UserError(f"{path.name}: {section} is a section: write [{section}] and its keys below.")
+    return Recipe(path.stem, **given)
+
+
+def _change(given: dict[str, Any], change: str) -> None:
+    key, equals, value = change.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise UserError(f"{change!r} changes nothing: write section.key=value, e.g. training.steps=1000.")
+    if section not in SECTIONS:
+        raise UserError(f"there is no section [{section}].{nearest(section, SECTIONS)} There are: {', '.join(SECTIONS)}.")
+    try:
+        read = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        read = value.strip()  # a text without quotes
+    given.setdefault(section, {})[name] = read
+
+
+def _known(config: str, section: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            where = f"[{section}] has no key" if section else "there is no section or key"
+            raise UserError(f"{config}: {where} {key!r}.{nearest(key, known)} There are: {', '.join(known)}.")
+
+
+def _options(made: Any, *without: str) -> list[str]:
+    return [p for p in inspect.signature(made).parameters if p not in ("self", *without)]
+
+
+def _named(config: str, section: str, given: Mapping[str, Any], made: Mapping[str, Any]) -> Any:
+    name = str(given.get("name"))
+    if name not in made:
+        raise UserError(f"{config}: [{section}] name = {name!r} does not exist.{nearest(name, made)} There are: {', '.join(made)}.")
+    return made[name]
+
+
+def _built(config: str, section: str, made: Any, given: Mapping[str, Any], further: Sequence[str] = (), *first: Any) -> Any:
+    """made(*first, **given), where whatever does not fit is told of this section."""
+    known = _options(made)[len(first) :]
+    _known(config, section, given, [*known, *further])
+    try:
+        return made(*first, **given)
+    except UserError as wrong:
+        raise UserError(f"{config}: [{section}]: {wrong}") from None
+    except (TypeError, ValueError) as wrong:
+        raise UserError(f"{config}: [{section}] does not fit: {wrong}.") from None
