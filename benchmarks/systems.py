@@ -1,7 +1,8 @@
 """Every system that the recipes train on the digits, for the same time: the Frechet distance of what it samples, and a sheet of it.
 
 Each recipe runs for SECONDS of processor time (its steps are set by a short trial), then 1000 samples by its own [sampling] are compared
-with the 1797 digits in the features of our classifier. The floor is that of two random halves of the digits. DDIM takes DDPM's weights.
+with the 1797 digits in the features of our classifier; where classes are asked for, "right" is how often the classifier sees them.
+The floor is that of two random halves of the digits. DDIM takes DDPM's weights.
 `--part giant`: one decoder call from the VAE's prior beside 1, 2, 5 and 20 diffusion steps.
 
     python benchmarks/systems.py [--only ddpm edm] [--seconds 60]          # about 20 minutes on 2 cores; docs/models.md
@@ -57,10 +58,18 @@ def systems(names: tuple[str, ...], seconds: float, folder: Path) -> None:
         recipe, spent = trained(name, folder / name, seconds)
         model: Any = load_model(folder / name / model_file(recipe))
         ways: list[tuple[str, dict[str, Any]]] = [(name, dict(recipe.sampling))]
-        ways += [("ddim (ddpm's weights)", {"solver": "DDIM()", "steps": 100})] if name == "ddpm" else []
+        ways += [("ddim (ddpm's weights)", {"solver": "DDIM()", "grid": "DDPMSubsequence()", "steps": 100})] if name == "ddpm" else []
         for shown, how in ways:
             x = samples(model, how, folder / name)
-            rows.append({"system": shown, "steps": recipe.how().steps, "seconds": round(spent), "frechet": distance(x)})
+            rows.append(
+                {
+                    "system": shown,
+                    "steps": recipe.how().steps,
+                    "seconds": round(spent),
+                    "frechet": distance(x),
+                    "right": right(model, how, x),
+                }
+            )
             print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
             picture = DOCS / "img" / "systems" / f"{shown.split()[0]}.png"
             figures.sheet([("", part) for part in x[:40].split(10)], picture, title=shown, columns=10)
@@ -91,9 +100,20 @@ def samples(model: Any, how: dict[str, Any], folder: Path) -> torch.Tensor:
     """N samples as [sampling] asks; classes in the proportions of a balanced set."""
     if "ClassifierGuidance" in str(how.get("guidance")):
         how = {**how, "classifier": folder / "classifier" / "model.safetensors"}
-    if how.get("guidance") or getattr(model, "classes", None) is not None:
+    if asks_for_classes(model, how):
         how = {**how, "labels": "0-9"}
     return draw(model, N, **how).x
+
+
+def asks_for_classes(model: Any, how: dict[str, Any]) -> bool:
+    return bool(how.get("guidance")) or getattr(model, "classes", None) is not None
+
+
+@torch.no_grad()
+def right(model: Any, how: dict[str, Any], x: torch.Tensor) -> float | None:
+    """How often the classifier sees the class that was asked for."""
+    found = feature_extractor("digits")(x).argmax(1) == torch.arange(len(x)) % 10
+    return float(found.float().mean()) if asks_for_classes(model, how) else None
 
 
 def giant(folder: Path, seconds: float) -> None:

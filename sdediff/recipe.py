@@ -28,7 +28,7 @@ import torch
 
 from . import schedules
 from .checkpoint import load_autoencoder, load_model, save_model, write_bytes
-from .data import Source, open_source
+from .data import DataError, Source, open_source
 from .external import DELEGATES
 from .guidance import guidance_named
 from .latent_diffusion import LatentDiffusion, encode_source
@@ -116,14 +116,16 @@ class Recipe:
             return _built(self.name, "objective", AutoencoderTask, self.objective, (), net)
         schedule, given = self.made_schedule(), dict(self.model)
         if self.kind == "classifier":
-            return ClassifierTask(net, schedule, given.get("condition", "lam"))
+            return _built(self.name, "model", ClassifierTask, given, (), net, schedule)
         given.pop("conditional", None)
         objective, dropout = self._objective()
-        model = ScoreNet(net, schedule, **given, shape=tuple(source.shape))
-        return Denoising(model, objective, dropout)
+        model = _built(self.name, "model", ScoreNet, {**given, "shape": tuple(source.shape)}, (), net, schedule)
+        return _built(self.name, "objective", Denoising, {"objective": objective, "label_dropout": dropout}, (), model)
 
     def _network(self, source: Source) -> torch.nn.Module:
         given = dict(self.network)
+        if not given:
+            raise UserError(f"{self.name}: there is no [network]: write one, with name = one of {', '.join(NETWORKS)}.")
         name = given.pop("name")
         known = _options(NETWORKS[name])
         shape = source.shape
@@ -287,7 +289,7 @@ def _built(config: str, section: str, made: Any, given: Mapping[str, Any], furth
     _known(config, section, given, [*known, *further])
     try:
         return made(*first, **given)
-    except UserError as wrong:
+    except (UserError, DataError) as wrong:
         raise UserError(f"{config}: [{section}]: {wrong}") from None
     except (TypeError, ValueError) as wrong:
-        raise UserError(f"{config}: [{section}] does not fit: {wrong}.") from None
+        raise UserError(f"{config}: [{section}] does not fit: {str(wrong).rstrip('.')}.") from None

@@ -103,6 +103,10 @@ WRONG = {
     "no such loss": (("ddpm", ["objective.loss=Hybird()"]), r"'Hybird'.*'Hybrid'"),
     "no such prediction": (("ddpm", ["model.predicts=epsilon"]), r"'epsilon'.*'eps'"),
     "a text for a number": (("ddpm", ["training.lr=fast"]), r"\[training\].*fast|\[training\] does not fit"),
+    "a text for a share": (("cfg", ["objective.label_dropout=often"]), r"\[objective\] does not fit"),
+    "a classifier's option": (("adm-classifier", ["model.predicts=x0"]), r"\[model\] has no key 'predicts'"),
+    "no such file of data": (("ddpm", ["data.name=ddigits"]), r"\[data\]: There is no data set 'ddigits'.*Did you mean 'digits'"),
+    "a dimension that does not fit": (("ddpm", ["network.heads=3"]), r"\[network\] does not fit: 3 heads do not divide"),
     "no change": (("ddpm", ["training.lr"]), r"section.key=value"),
     "a kind": (("ddpm", ["data.nme=digits"]), r"\[data\] has no key 'nme'.*'name'"),
 }
@@ -120,6 +124,7 @@ def test_what_is_no_recipe_is_refused(tmp_path):
     for text, match in (
         ("steps = ", "not TOML"),
         ("[trainig]\nsteps=1", "no section or key 'trainig'.*'training'"),
+        ("kind = 'score'", "there is no .network."),
         ("training = 3", r"training is a section: write \[training\]"),
         ('kind = "diffusion"', "kind 'diffusion' does not exist"),
         ('[network]\nname = "unet"\n[data]\nsplit = "train"', r"\[data\] needs name"),
@@ -160,6 +165,16 @@ def test_every_recipe_learns_in_a_minute(name, tmp_path):
     untrained = sample(recipe.task(recipe.source()).model if recipe.kind == "score" else model, 500, calls=2)
     distance = frechet_distance(features(images), features(x))
     assert distance < 0.3 * frechet_distance(features(untrained), features(x))
+
+
+def test_the_command_keeps_a_log_and_draws_on_the_way(tmp_path):
+    from sdediff.cli.training import follow
+
+    model = follow(read_recipe("digits").changed(steps=60, batch=32), tmp_path, tensorboard=True, sheets=30)
+    assert model == tmp_path / "model.safetensors"
+    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"30.png", "60.png"}
+    assert (tmp_path / "samples.png").exists()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
 def test_networks_are_functions_of_the_seed():
