@@ -77,7 +77,8 @@ def mixture_rows() -> Iterator[dict[str, Any]]:
     end = SCHEDULE.knot(SCHEDULE.t_min)
     for method, guidance, solver in CASES:
         weaker = BLURRED.with_labels(labels) if method == "autoguidance" else None
-        model = guided(MIXTURE, guidance, labels, weaker=weaker, classifier=MIXTURE.classify)
+        classifier = MIXTURE.classify if isinstance(guidance, ClassifierGuidance) else None
+        model = guided(MIXTURE, guidance, labels, weaker=weaker, classifier=classifier)
         made, knots = (solver, Fixed(LogSNR().knots(SCHEDULE, STEPS))) if solver else recommend(SCHEDULE, STEPS)
         run = solve(made, model, x, knots)
         yield {

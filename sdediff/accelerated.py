@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def processes(sharded: bool | None = None) -> Processes:
-    """The processes of this job, for `fit(..., among=processes())`: `Alone` unless it was launched with more than one.
+    """The processes of this job, for `fit(..., among=processes())`: `Alone`, on a GPU if there is one, unless many were launched.
 
     sharded: whether each holds a part of the network only (`Shards`), or all of it (`Copies`); None: as `accelerate launch --use_fsdp`
     says (ACCELERATE_USE_FSDP). Raises `UserError` where accelerate is missing, or a machine has more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Alone()
+        return Alone("cuda" if torch.cuda.is_available() and not _said("ACCELERATE_USE_CPU") else None)
     kind = Shards if (_said("ACCELERATE_USE_FSDP") if sharded is None else sharded) else Copies
     return kind(_accelerator())
 
@@ -60,7 +60,7 @@ class _Launched(Processes):
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.rank, self.count = accelerator.process_index, accelerator.num_processes
+        self.rank, self.count, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
 
     def gather(self, x: Tensor) -> Tensor:
         gathered: Any = self.accelerator.gather(x.contiguous())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .combine import Linear
+from .names import UserError
 from .schedule import Knot
 
 
@@ -50,6 +51,20 @@ def rows(index: np.ndarray, tree: Any) -> Any:
     if isinstance(tree, tuple):
         return _tuple(tree, [rows(index, part) for part in tree])
     return tree
+
+
+def check_count(labels: Tensor, n: int) -> None:
+    """`UserError` unless there is one label for each of n samples."""
+    if len(labels) != n:
+        raise UserError(f"there are {len(labels)} labels for {n} samples: give as many labels as samples, one each.")
+
+
+def labels_of(labels: Tensor, index: Tensor) -> Tensor:
+    """The labels of the samples `index`. `UserError` where one of them has none."""
+    last = int(index.max()) if index.numel() else -1
+    if last >= len(labels):
+        raise UserError(f"there are {len(labels)} labels for {last + 1} samples or more: give as many labels as samples, one each.")
+    return labels[index.to(labels.device)]
 
 
 def placed(index: np.ndarray, n: int, tree: Any) -> Any:

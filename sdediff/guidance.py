@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 import torch
@@ -148,20 +148,24 @@ def guided(
 
     labels: of the model, and of `weaker` where that takes labels and has none (leave them out for models that have theirs, `with_labels`);
     for `ClassifierGuidance` they are what the classifier is asked, and the model is taken as it stands. weaker: in place of the same
-    network without labels: an unconditional model, or a worse one (autoguidance). classifier: (x, knot) -> logits. scales: one a sample
-    (B,), in place of guidance.scale. none: the label that means no label to a network that is not ours. A `LatentDiffusion` is guided in
-    its latents. Raises `UserError`.
+    network without labels: an unconditional model, or a worse one (autoguidance). classifier: (x, knot) -> logits, for
+    `ClassifierGuidance` only. scales: one a sample (B,), in place of guidance.scale. none: the label that means no label to a network
+    that is not ours. A `LatentDiffusion` is guided in its latents. Raises `UserError`.
     """
     check_model(model)
     if isinstance(model, LatentDiffusion):
-        weaker = weaker.inner if isinstance(weaker, LatentDiffusion) else weaker
+        weaker = _inner(model, weaker) if isinstance(weaker, LatentDiffusion) else weaker
         inner = guided(model.inner, guidance, labels, weaker=weaker, classifier=classifier, scales=scales, none=none)
         return replace(model, inner=inner)
     if not isinstance(guidance, GUIDANCES):
         raise UserError(f"guidance is one of {', '.join(g.__name__ for g in GUIDANCES)}, such as ClassifierFree(2.0), not {guidance!r}.")
     if isinstance(guidance, ClassifierGuidance):
+        if weaker is not None:
+            raise UserError("ClassifierGuidance has no weaker model, only classifier=: leave out weaker=, or take ClassifierFree(scale).")
         return _by_classifier(model, guidance, labels, classifier, scales)
-    strong = model if labels is None else _labelled(model, labels)
+    if classifier is not None:
+        raise UserError(f"{guidance!r} asks no classifier: leave out classifier=, or take ClassifierGuidance(scale).")
+    strong, alike = model if labels is None else _labelled(model, labels), weaker is None
     if weaker is None:
         strong, weaker, pair = _halves(strong, none)
     else:
@@ -172,7 +176,7 @@ def guided(
     own, classes = (strong.labels, strong.classes) if isinstance(strong, Labelled) else (None, None)
     w = _scales(guidance, own, scales, classes)
     n = len(w) if isinstance(w, np.ndarray) else None if own is None else len(own)
-    return Guided(strong, weaker, guidance, w, pair, n)
+    return Guided(strong, weaker, guidance, w, pair, n, alike)
 
 
 def _by_classifier(
@@ -182,6 +186,10 @@ def _by_classifier(
         raise UserError("ClassifierGuidance needs classifier=, a function (x, knot) -> logits, such as ClassifierNet(net, schedule).")
     if labels is None:
         raise UserError("guidance leans towards a class: give labels, guided(model, guidance, labels), one whole number a sample.")
+    if isinstance(classifier, ClassifierNet) and classifier.schedule != model.schedule:
+        raise UserError(
+            f"the classifier is of {classifier.schedule!r}, the model of {model.schedule!r}: both must be about the same noisy samples."
+        )
     labels = check_labels(labels, None)
     return ClassifierGuided(model, classifier, labels, guidance, _scales(guidance, labels, scales))
 
@@ -190,6 +198,21 @@ def _labelled(model: Model, labels: Tensor) -> Model:
     if not isinstance(model, Labelled):
         raise UserError(f"{type(model).__name__} takes no labels: give it its labels before it is wrapped, and leave labels= out here.")
     return model.with_labels(labels)
+
+
+def _inner(model: LatentDiffusion, weaker: LatentDiffusion) -> Model:
+    """The weaker model of the same latents."""
+    scaled = (model.scale, model.shift) == (weaker.scale, weaker.shift)
+    a, b = (m.autoencoder.state_dict() for m in (model, weaker))
+    same = model.autoencoder is weaker.autoencoder or (
+        model.autoencoder.config == weaker.autoencoder.config and all(torch.equal(v, b[k].to(v.device)) for k, v in a.items())
+    )
+    if not (same and scaled):
+        raise UserError(
+            f"the weaker model is of {'other scaled codes' if same else 'the codes of another autoencoder'}: both must have the same "
+            "autoencoder, scale and shift, so that they are about the same latents."
+        )
+    return weaker.inner
 
 
 def _check_weaker(model: Model, weaker: Model) -> None:
@@ -243,7 +266,7 @@ def _scales(guidance: Guidance, labels: Tensor | None, scales: Tensor | None, cl
 @dataclass(frozen=True)
 class Guided:
     """A model and a weaker one, combined. w: the scale, or one a sample. pair: both as one network, asked for 2n samples at once.
-    n: how many samples it has labels for, if it has any.
+    n: how many samples it has labels for, if it has any. alike: both are one model, with its labels and without, so that they answer alike.
     """
 
     model: Model
@@ -252,6 +275,7 @@ class Guided:
     w: Number
     pair: ScoreNet | None = None
     n: int | None = None
+    alike: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -266,7 +290,7 @@ class Guided:
         index = _index(index, self.n)
         pair = None if self.pair is None or self.n is None else self.pair.rows(torch.cat([index, index + self.n]))
         n = None if self.n is None else len(index)
-        return Guided(self.model.rows(index), self.weaker.rows(index), self.guidance, _rows(self.w, index), pair, n)
+        return Guided(self.model.rows(index), self.weaker.rows(index), self.guidance, _rows(self.w, index), pair, n, self.alike)
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         _check_batch(self.n, x)
@@ -276,7 +300,7 @@ class Guided:
         both = inside if apart else w != 1  # where noise goes back with the weaker eps it is needed at w = 1 too
         if not np.any(both):
             return self._alone(self.model(x, t), w)
-        if np.all(w == 0):
+        if np.all(w == 0) and (self.alike or isinstance(w, float)):  # another weaker model must say it in the terms of the first
             return self._alone(self.weaker(x, t), w)
         c, u = self._answers(x, t)
         value, eps_used = combine(linear(c.value, w) + _as(c, u) * (1 - w)), None
@@ -285,7 +309,9 @@ class Guided:
             eps_used = combine(c.eps * kept + u.eps * (1 - kept))
         elif c.eps_used is not None or u.eps_used is not None:
             eps_used = combine(c.eps * w + u.eps * (1 - w))
-        p = replace(c, value=value, eps_used=eps_used, cost=c.cost * _number(w != 0) + u.cost * _number(both))
+        variance = _chosen(w == 0, u.variance, c.variance)
+        cost = c.cost * _number(w != 0) + u.cost * _number(both)
+        p = replace(c, value=value, variance=variance, eps_used=eps_used, cost=cost, ran=c.calls + u.calls)
         return self._rescaled(c, p, w)
 
     def _alone(self, p: Prediction, w: Number) -> Prediction:
@@ -316,13 +342,10 @@ class Guided:
         had, has = _deviation(of_c), _deviation(of_p)
         ratio = torch.where(has > 0, had / has, 1.0)
         scaled = of_p * (1 + self.guidance.rescale * (ratio - 1)).to(of_p)
-        if kind == c.kind:
-            return replace(p, value=scaled)
-        q = replace(p, value=scaled, kind=kind, data_std=1.0)
+        q = replace(p, value=scaled) if kind == c.kind else replace(p, value=scaled, kind=kind, data_std=1.0)
         if isinstance(w, float):
             return q
-        plain = torch.as_tensor(w == 1, device=scaled.device).reshape(-1, *[1] * (scaled.ndim - 1))
-        return replace(p, value=torch.where(plain, p.value, _as(c, q).tensor()))  # who is not guided keeps every bit
+        return replace(p, value=_chosen((w == 0) | (w == 1), p.value, _as(c, q).tensor()))  # who is not guided keeps every bit
 
 
 @dataclass(frozen=True)
@@ -358,7 +381,7 @@ class ClassifierGuided:
         slope = log_probability_gradient(self.classifier, x, t, self.labels)
         value = combine(linear(p.value) + linear(slope, w * _per_score(p)))
         eps_used = None if p.eps_used is None else combine(linear(p.eps_used) + linear(slope, -w * t.sigma))
-        return replace(p, value=value, eps_used=eps_used, cost=p.cost + _number(w != 0))
+        return replace(p, value=value, eps_used=eps_used, cost=p.cost + _number(w != 0), ran=p.calls + 1)
 
 
 def log_probability_gradient(classifier: Classifier, x: Tensor, t: Knot, labels: Tensor) -> Tensor:
@@ -398,6 +421,22 @@ class ClassifierNet:
         return self.net(x, ScoreNet(self.net, self.schedule, condition=self.condition)._condition(x, t))
 
 
+def noise_apart(model: Model) -> bool:
+    """Whether CFG++ is in this model, however it is wrapped: noise goes back with another eps than x0 has."""
+    if isinstance(model, Guided) and isinstance(model.guidance, CFGPlusPlus):
+        return True
+    parts = [getattr(model, f.name) for f in fields(model)] if is_dataclass(model) else []
+    return any(noise_apart(part) for part in parts if isinstance(part, Model))
+
+
+def check_flow(model: Model, verb: str) -> None:
+    """`UserError` for CFG++, which has no flow and no density: a step of no length is not the identity."""
+    if noise_apart(model):
+        raise UserError(
+            f"{verb} needs one prediction of the noise, and CFG++ has two (it is a way of taking DDIM steps): take ClassifierFree(scale)."
+        )
+
+
 # --- the algebra --------------------------------------------------------------------------------------------------
 
 
@@ -427,6 +466,13 @@ def _per_score(p: Prediction) -> Number:
             "ClassifierGuidance(interval=Interval(0.0, 1e3))."
         )
     return (of_x0 * t.u - of_eps) * t.sigma
+
+
+def _chosen(mask: bool | np.ndarray, a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a for all samples or for some, else b; b where one is missing."""
+    if a is None or b is None or not np.any(mask):
+        return b
+    return torch.where(torch.as_tensor(mask, device=b.device).reshape(-1, *[1] * (b.ndim - 1)), a, b)
 
 
 def _deviation(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .checks import broken
 from .coordinates import Angle
 from .fingerprint import fingerprint
 from .grid import AngleUniform, Grid, LogSNR
+from .guidance import check_flow
 from .invertible import Kept
 from .latent import STARTS, Latent, Origin
 from .latent_diffusion import LatentDiffusion, to_data, to_states
@@ -65,6 +66,7 @@ def encode(
     Of a `LatentDiffusion` images go through its autoencoder first: what comes back to the bit are its latents, not the images.
     Warns if values lie outside the limits. Raises `UserError` for NaN, a stochastic solver, other dtypes; `ModelError`.
     """
+    check_flow(model, "encode")
     choose("start", start, STARTS)
     if limits is not None and not limits[0] < limits[1]:
         raise UserError(f"limits=(low, high) are the values of black and white, low below high, e.g. (-1, 1), not {limits!r}.")

@@ -21,7 +21,19 @@ from .decoders import Decoder, DiscretizedDecoder, GaussianDecoder
 from .names import UserError, choose, from_repr
 from .prediction import KINDS, Model, Prediction, parts
 from .schedule import Knot, Number, Schedule
-from .times import Draw, Importance, Indices, LogitNormal, LogNormal, TimeDistribution, UniformTimes, chain_times, times_named
+from .score import DATA_STD, ScoreNet
+from .times import (
+    Draw,
+    Importance,
+    Indices,
+    LogitNormal,
+    LogNormal,
+    TimeDistribution,
+    UniformTimes,
+    chain_times,
+    of_chain,
+    times_named,
+)
 from .variational import VARIANCES, kl, learned, move
 
 NORMS = ("l2", "l1", "huber")
@@ -31,10 +43,14 @@ NORMS = ("l2", "l1", "huber")
 
 @runtime_checkable
 class Weighting(Protocol):
-    """How much an error counts at each time."""
+    """How much an error counts at each time: said of x0 and of eps, each with its limits, because SNR u^2 is 0 times infinity at an end."""
 
     def of_x0(self, t: Knot) -> Number:
         """w(t) of |x0 - x0_hat|^2."""
+        ...
+
+    def of_eps(self, t: Knot) -> Number:
+        """The same of |eps - eps_hat|^2: w(t) u^2."""
         ...
 
 
@@ -43,7 +59,14 @@ class LikelihoodWeight:
     """g2/2 of |score error|^2, that is g2/(2 sigma^2) SNR: the bound of continuous time, for times drawn uniformly (Song et al. 2021b)."""
 
     def of_x0(self, t: Knot) -> Number:
-        return 0.5 * t.g2 / t.sigma**2 * t.snr
+        return np.divide(t.alpha * self._rate(t), t.sigma**3)
+
+    def of_eps(self, t: Knot) -> Number:
+        return np.divide(self._rate(t), t.alpha * t.sigma)
+
+    def _rate(self, t: Knot) -> Number:
+        """g2 alpha/(2 sigma), finite at alpha = 0 where g2 is not."""
+        return t.alpha * t.dsigma - t.dalpha * t.sigma
 
 
 @dataclass(frozen=True)
@@ -52,6 +75,9 @@ class SNRWeight:
 
     def of_x0(self, t: Knot) -> Number:
         return t.snr
+
+    def of_eps(self, t: Knot) -> Number:
+        return np.ones_like(t.snr)
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,9 @@ class TruncatedSNR:
     def of_x0(self, t: Knot) -> Number:
         return np.maximum(t.snr, self.least)
 
+    def of_eps(self, t: Knot) -> Number:
+        return np.maximum(1.0, self.least * t.u2)
+
 
 @dataclass(frozen=True)
 class MinSNR:
@@ -73,6 +102,9 @@ class MinSNR:
     def of_x0(self, t: Knot) -> Number:
         return np.minimum(t.snr, self.gamma)
 
+    def of_eps(self, t: Knot) -> Number:
+        return np.minimum(1.0, self.gamma * t.u2)
+
 
 @dataclass(frozen=True)
 class P2:
@@ -82,17 +114,31 @@ class P2:
     gamma: float = 1.0
 
     def of_x0(self, t: Knot) -> Number:
-        return t.snr / (self.k + t.snr) ** self.gamma
+        low = t.snr / np.power(self.k + t.snr, self.gamma)
+        return np.where(t.snr < 1, low, np.power(t.snr, 1.0 - self.gamma) / (self.k * t.u2 + 1) ** self.gamma)
+
+    def of_eps(self, t: Knot) -> Number:
+        return np.power(self.k + t.snr, -self.gamma)
 
 
 @dataclass(frozen=True)
 class EDMWeight:
-    """(u^2 + d^2)/(u d)^2 = 1/c_out^2: 1 of the F of preconditioning "edm" with the same data_std d (Karras et al. 2022, table 1)."""
+    """(u^2 + d^2)/(u d)^2 = 1/c_out^2: 1 of the F of preconditioning "edm" with the same data_std d (Karras et al. 2022, table 1).
 
-    data_std: float = 0.5
+    data_std: d; None: that of the network's preconditioning, 0.5 of a network without.
+    """
+
+    data_std: float | None = None
 
     def of_x0(self, t: Knot) -> Number:
-        return t.snr + 1 / self.data_std**2
+        return t.snr + 1 / self._d**2
+
+    def of_eps(self, t: Knot) -> Number:
+        return 1 + t.u2 / self._d**2
+
+    @property
+    def _d(self) -> float:
+        return DATA_STD if self.data_std is None else self.data_std
 
 
 WEIGHTINGS: dict[str, Weighting | None] = {
@@ -134,7 +180,7 @@ class Loss(ABC):
         """The loss of each sample, (B,), for data x0 (B, ...), times t (B,) float64, and noise like x0; before `Draw.weight`."""
 
     def draw(self, schedule: Schedule, n: int, generator: torch.Generator, memory: Tensor | None = None) -> Draw:
-        """TimeDistribution for n samples, and the weights of their losses."""
+        """Times for n samples, and the weights of their losses."""
         return self.drawn.draw(schedule, n, generator, memory, self.begin)
 
     def memory(self, schedule: Schedule) -> Tensor | None:
@@ -188,22 +234,40 @@ class Objective(Loss):
         return self.t_min
 
     def per_sample(self, model: Model, x0: Tensor, t: np.ndarray, noise: Tensor) -> Tensor:
-        return self.of(_answer(model, x0, t, noise), x0, noise)
+        return self.of(_answer(model, x0, t, noise), x0, noise, _preconditioned(model))
 
-    def of(self, p: Prediction, x0: Tensor, noise: Tensor) -> Tensor:
-        """The loss of each sample, (B,), of an answer about alpha x0 + sigma noise."""
+    def of(self, p: Prediction, x0: Tensor, noise: Tensor, network_std: float | None = None) -> Tensor:
+        """The loss of each sample, (B,), of an answer about alpha x0 + sigma noise. network_std: of the network's preconditioning."""
         target, data_std = (self.target, 1.0) if self.target else (p.kind, p.data_std)
         reading = getattr(p, target) if self.target else linear(p.value)
         off = combine(reading - _truth(target, data_std, p.at, x0, noise))
         loss = self._size(off).flatten(1).mean(1)
-        return loss if self.weighting == "simple" else spread(self.weight(target, p.at, data_std), loss) * loss
+        if self.weighting == "simple":
+            return loss
+        weight = self.weight(target, p.at, data_std, network_std)
+        if not np.isfinite(weight).all():
+            time = np.ravel(p.at.time)[np.argmin(np.isfinite(np.ravel(weight)))]
+            raise UserError(
+                f"the weighting {self.weighting!r} of {target} is infinite at time {time:g}: compare another reading, e.g. 'v' or 'flow'."
+            )
+        return spread(weight, loss) * loss
 
-    def weight(self, target: str, t: Knot, data_std: float = 1.0) -> np.ndarray:
-        """w(t) of the squared error of the reading `target`, float64. data_std: of a "v" of such data."""
+    def weight(self, target: str, t: Knot, data_std: float = 1.0, network_std: float | None = None) -> np.ndarray:
+        """w(t) of the squared error of the reading `target`, float64. data_std: of a "v" of such data; network_std: see `of`."""
         weighting = WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
         if weighting is None:
             return np.ones_like(t.time)
-        return weighting.of_x0(t) * x0_error(target, t, data_std) ** 2
+        if isinstance(weighting, EDMWeight) and weighting.data_std is None:
+            weighting = EDMWeight(network_std)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            if target in ("eps", "score"):
+                return weighting.of_eps(t) * (t.sigma**2 if target == "score" else 1.0)
+            of_x0 = weighting.of_x0(t)
+            if target == "x0":
+                return of_x0
+            p, q = parts(target, t, data_std)
+            det = p * t.sigma - q * t.alpha
+            return np.where(t.lam < 0, of_x0 * (t.sigma / det) ** 2, weighting.of_eps(t) * (t.alpha / det) ** 2)
 
     def _size(self, off: Tensor) -> Tensor:
         if self.norm == "l2":
@@ -220,8 +284,8 @@ class VLB(Loss):
     A step to a next one costs KL(q(x_s | x_t, x0) || p(x_s | x_t)), the last one -ln p(x0 | x_t) of the decoder. variance of p: "learned",
     or DDPM's "small" or "large". steps: N of the chain (None: the indices of a DiscreteVP, or 1000 even times from t_min to t_max).
     decoder: its variance, if it names none, is learned between the small one of the step before and (sigma/alpha)^2, or the latter.
-    times: "index", or `Importance(Indices())`, which Nichol & Dhariwal (2021, section 3.3) need here. On a uniform draw of the chain's
-    times the mean is the bound. A time between those is taken as the noisier end of a step of the same length.
+    times: "index", or `Importance(Indices())`, which Nichol & Dhariwal (2021, section 3.3) need here: times of the chain, whose uniform
+    mean is the bound (others are refused). `per_sample` takes a time between those as the noisier end of a step of the same length.
     """
 
     variance: str = "learned"
@@ -232,11 +296,11 @@ class VLB(Loss):
 
     def __post_init__(self) -> None:
         choose("variance", self.variance, VARIANCES)
-        times_named(self.times)
+        of_chain("VLB", times_named(self.times), self.steps)
 
     @property
     def drawn(self) -> TimeDistribution:
-        return Indices(self.steps) if self.times == "index" else times_named(self.times)
+        return of_chain("VLB", times_named(self.times), self.steps)
 
     @property
     def begin(self) -> float | None:
@@ -247,6 +311,7 @@ class VLB(Loss):
 
     def of(self, p: Prediction, x0: Tensor) -> Tensor:
         """The loss of each sample, (B,), of an answer about a noised x0."""
+        self._check_range(x0)
         chain = chain_times(p.at.schedule, self.steps, self.t_min)
         last = p.at.time < 0.5 * (chain[0] + chain[1])
         log_q, log_p, pull = self._step(p, chain, last)
@@ -256,6 +321,18 @@ class VLB(Loss):
             rows = torch.as_tensor(np.flatnonzero(last), device=x0.device)
             nats = nats.index_copy(0, rows, -self._decoded(p, x0[rows], mean[rows], log_p, rows))
         return nats.flatten(1).mean(1) * (len(chain) / math.log(2))
+
+    def _check_range(self, x0: Tensor) -> None:
+        """`UserError` for data beyond the decoder's grey levels. On the CPU only: elsewhere it would make the device wait."""
+        decoder = self.decoder
+        if not isinstance(decoder, DiscretizedDecoder) or x0.device.type != "cpu" or not x0.numel():
+            return
+        (low, high), half = (float(v) for v in x0.aminmax()), 0.5 * decoder.width + 1e-6
+        if low < decoder.low - half or high > decoder.high + half:
+            raise UserError(
+                f"the data range from {low:.4g} to {high:.4g}, but the {decoder.levels} grey levels of the decoder from {decoder.low:g} to "
+                f"{decoder.high:g}: give DiscretizedDecoder(levels, low, high) those of the data, or take GaussianDecoder()."
+            )
 
     def _step(self, p: Prediction, chain: np.ndarray, last: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """ln n^2, ln V and k of the step from p.at. Of the last one the large V is (sigma/alpha)^2, the small one as before it."""
@@ -280,7 +357,8 @@ class VLB(Loss):
 class Hybrid(Loss):
     """L_simple + weight L_vlb, where L_vlb trains the variance only: its mean is held (Nichol & Dhariwal 2021, eq. 16).
 
-    L_vlb is `VLB`, the sum over the N steps in bits/dim; so with N = 1000 a term counts N weight = 1. `simple` says which times are drawn.
+    L_vlb is `VLB`, the sum over the N steps in bits/dim; so with N = 1000 a term counts N weight = 1. `simple` says which times are drawn,
+    of the bound's chain; where it leaves steps or t_min open, they are the bound's.
     """
 
     simple: Objective = Objective(times="index")
@@ -290,24 +368,39 @@ class Hybrid(Loss):
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise UserError(f"the weight of L_vlb is a number of at least 0, not {self.weight!r}.")
+        if self.bound.variance != "learned":
+            raise UserError(
+                f"L_vlb trains the variance alone, and that of VLB({self.bound.variance!r}) is fixed: take VLB() or Objective()."
+            )
+        if self.bound.times != "index":
+            raise UserError(f"the times of Hybrid are those of simple: write Objective(times={self.bound.times!r}), and VLB without times.")
+        if self.simple.t_min not in (None, self.bound.t_min):
+            begin = "that of the schedule" if self.bound.t_min is None else self.bound.t_min
+            raise UserError(f"times begin at t_min = {self.simple.t_min}, but the bound's chain at {begin}: say t_min in VLB alone.")
+        of_chain("the bound of Hybrid", self.simple.drawn, self.bound.steps)
 
     @property
     def drawn(self) -> TimeDistribution:
-        return self.simple.drawn
+        return of_chain("the bound of Hybrid", self.simple.drawn, self.bound.steps)
 
     @property
     def begin(self) -> float | None:
-        return self.simple.t_min
+        return self.bound.t_min
 
     def per_sample(self, model: Model, x0: Tensor, t: np.ndarray, noise: Tensor) -> Tensor:
         p = _answer(model, x0, t, noise)
-        return self.simple.of(p, x0, noise) + self.weight * self.bound.of(replace(p, value=p.value.detach()), x0)
+        return self.simple.of(p, x0, noise, _preconditioned(model)) + self.weight * self.bound.of(replace(p, value=p.value.detach()), x0)
 
 
 def _answer(model: Model, x0: Tensor, t: np.ndarray, noise: Tensor) -> Prediction:
     """What the model says of x0 noised to the times t."""
     knot = model.schedule.knot(t)
     return model(model.schedule.forward(x0, knot, noise), knot)
+
+
+def _preconditioned(model: Model) -> float | None:
+    """The data_std of a network's preconditioning, None where there is none."""
+    return model.data_std if isinstance(model, ScoreNet) and model.preconditioning is not None else None
 
 
 def _truth(kind: str, data_std: float, t: Knot, x0: Tensor, noise: Tensor) -> Linear:

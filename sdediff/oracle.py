@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batch import check_count, labels_of
 from .combine import spread
 from .names import UserError
 from .prediction import Prediction, check_labels
@@ -206,8 +207,13 @@ class LabelledMixture(Mixture):
         if self.labels is None:
             return self
         model = copy.copy(self)
-        model.labels, model.log_weights = self.labels[index.cpu()], self.log_weights[index.cpu()]
+        model.labels, model.log_weights = labels_of(self.labels, index), self.log_weights[index.cpu()]
         return model
+
+    def _parts(self, x: Tensor, t: Knot) -> tuple[Tensor, Tensor, Tensor]:
+        if self.labels is not None:
+            check_count(self.labels, len(x))
+        return super()._parts(x, t)
 
     def classify(self, x: Tensor, t: Knot) -> Tensor:
         """log p(y | x_t) of every class, (B, classes), of x's dtype: the exact classifier, whatever the labels."""

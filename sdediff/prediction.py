@@ -33,7 +33,8 @@ class Prediction:
 
     v = cos(angle) eps - sin(angle) x0 (alpha eps - sigma x0 when variance preserving); flow = eps - x0. variance: where a network
     that learns the reverse variance puts it between the small (-1) and the large (1) one; eps_used: the eps with which to add noise
-    again, where it differs (CFG++); cost: network calls this answer took, an array (B,) where the samples took different numbers.
+    again, where it differs (CFG++), in every reading but x0; cost: network calls this answer took, an array (B,) where the samples took
+    different numbers; ran: the calls that ran for the batch, where that may be more than any one sample needed.
     data_std: d of a value "v" of data of another than unit variance, cos eps - sin x0/d at the angle atan(sigma/(alpha d)): minus EDM's
     F. The reading `.v` is that of unit variance.
     Raises `ModelError` if value's shape or dtype is not x's.
@@ -47,6 +48,7 @@ class Prediction:
     eps_used: Tensor | None = None
     cost: int | np.ndarray = 1
     data_std: float = 1.0
+    ran: int | None = None
 
     def __post_init__(self) -> None:
         if self.value.shape != self.x.shape or self.value.dtype != self.x.dtype:
@@ -64,6 +66,13 @@ class Prediction:
         raise ModelError(f"{when} the model returned {what}; {cure}.")
 
     @property
+    def calls(self) -> int:
+        """Network calls that ran for the batch."""
+        if self.ran is not None:
+            return self.ran
+        return self.cost if isinstance(self.cost, int) else int(self.cost.max(initial=0))
+
+    @property
     def x0(self) -> Linear:
         """The data estimate E[x0 | x]."""
         return self._reading("x0", 1.0, 0.0)
@@ -77,12 +86,12 @@ class Prediction:
     def v(self) -> Linear:
         """cos(angle) eps - sin(angle) x0, the velocity in Angle coordinates for data of unit variance."""
         c, s = cos_sin(self.at)
-        return self._reading("v" if self.data_std == 1.0 else "", -s, c)
+        return self._reading("v" if self.data_std == 1.0 else "", -s, c) if self.eps_used is None else self.mixed(-s, c)
 
     @property
     def score(self) -> Linear:
         """The score of the marginal density, -eps/sigma."""
-        if self.kind == "score":
+        if self.kind == "score" and self.eps_used is None:
             return Linear(((1.0, self.value),))
         if np.any(self.at.sigma == 0):
             raise self._undefined("score")
@@ -91,7 +100,7 @@ class Prediction:
     @property
     def flow(self) -> Linear:
         """eps - x0, the velocity of flow matching."""
-        return self._reading("flow", -1.0, 1.0)
+        return self._reading("flow", -1.0, 1.0) if self.eps_used is None else self.mixed(-1.0, 1.0)
 
     def mixed(self, a: Number, b: Number) -> Linear:
         """`a x0 + b eps` in one go, defined wherever the answer defines it (also where x0 or eps alone is not)."""
@@ -205,7 +214,7 @@ def check_labels(labels: Any, classes: int | None) -> Tensor:
 class Counted:
     """A model that counts: `calls` network calls so far (2 for an answer that ran two networks), and `each`, those of each sample.
 
-    Where samples took different numbers, `calls` grows by the largest: the networks ran once for the batch.
+    Where samples needed different numbers, `calls` grows by what ran for the batch (`Prediction.calls`), `each` by what each needed.
     `rows` makes a model of some samples that counts into the same account; index says which samples its rows are (None: all).
     """
 
@@ -228,7 +237,7 @@ class Counted:
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
-        self.account[0] += p.cost if isinstance(p.cost, int) else int(p.cost.max(initial=0))
+        self.account[0] += p.calls
         if self.each is not None:
             self.each[slice(None) if self.index is None else self.index] += p.cost
         return p
@@ -263,7 +272,7 @@ class InPlace:
             return self.model(x, t)
         p = self.model(*placed(self.index, self.n, (x, t)))
         value, variance, eps_used, cost = rows(self.index, (p.value, p.variance, p.eps_used, p.cost))
-        return Prediction(x, t, value, p.kind, variance, eps_used, cost, p.data_std)
+        return Prediction(x, t, value, p.kind, variance, eps_used, cost, p.data_std, p.ran)
 
     def rows(self, index: Tensor) -> InPlace:
         chosen = index.cpu().numpy()

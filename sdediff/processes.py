@@ -18,6 +18,7 @@ class Processes(ABC):
 
     rank: int = 0
     count: int = 1
+    device: torch.device | None = None  # of this process; None: wherever the network lies
 
     @abstractmethod
     def prepare(self, net: nn.Module) -> nn.Module:
@@ -67,10 +68,13 @@ class Processes(ABC):
 
 
 class Alone(Processes):
-    """One process, the network as it is."""
+    """One process, the network as it is, on its device, or on the one named."""
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = None if device is None else torch.device(device)
 
     def prepare(self, net: nn.Module) -> nn.Module:
-        return net
+        return net if self.device is None else net.to(self.device)
 
     def apart(self, net: nn.Module) -> AbstractContextManager:
         return nullcontext()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,9 +31,10 @@ from . import schedules
 from .checkpoint import load_autoencoder, load_model, save_model, write_bytes
 from .data import DataError, Source, open_source
 from .external import DELEGATES
-from .guidance import guidance_named
+from .grid import GRIDS
+from .guidance import ClassifierGuidance, guidance_named
 from .latent_diffusion import LatentDiffusion, encode_source
-from .names import UserError, choose, nearest
+from .names import UserError, choose, from_repr, nearest
 from .networks import NETWORKS, build
 from .objective import Loss, objective_named
 from .processes import Alone, Processes
@@ -79,13 +81,32 @@ class Recipe:
         _known(self.name, "sampling", self.sampling, ("solver", "grid", "steps", "calls", "tolerance", "guidance", "n", "columns"))
         if "solver" in self.sampling:
             named(self.sampling["solver"], DELEGATES)
-        if "guidance" in self.sampling:
-            guidance_named(self.sampling["guidance"])
+        if "grid" in self.sampling:
+            from_repr(self.sampling["grid"], {g.__name__: g for g in GRIDS}, "grid")
+        leaning = guidance_named(self.sampling["guidance"]) if "guidance" in self.sampling else None
         for section in ("classifier", "autoencoder"):
             _known(self.name, section, getattr(self, section), ("config", "path", "training"))
+            if getattr(self, section) or (section, self.kind) == ("autoencoder", "latent"):
+                self.companion(section)
+        if self.classifier and self.kind != "score":
+            raise UserError(f"{self.name}: [classifier] is trained on images, so it cannot guide a model of kind {self.kind!r}.")
+        if isinstance(leaning, ClassifierGuidance) and not self.classifier:
+            raise UserError(f"{self.name}: [sampling] guidance needs a [classifier], with config = or path =.")
         if self.network:
             network = _named(self.name, "network", self.network, NETWORKS)
             _known(self.name, "network", self.network, ("name", *_options(network)))
+
+    def companion(self, what: str) -> Recipe | None:
+        """The recipe of the "classifier" or "autoencoder" that this one needs, on the same data; None where its file is given."""
+        given = getattr(self, what)
+        if "path" in given:
+            return None
+        if "config" not in given:
+            raise UserError(f"{self.name}: [{what}] needs config = (a recipe to train it by) or path = (the file of a trained one).")
+        other = replace(read_recipe(given["config"]), data=self.data).changed(**given.get("training", {}))
+        if other.kind != what:
+            raise UserError(f"{self.name}: [{what}] config = {given['config']!r} is a recipe of kind {other.kind!r}, not {what!r}.")
+        return other
 
     def how(self) -> Training:
         """[training]."""
@@ -129,7 +150,12 @@ class Recipe:
         name = given.pop("name")
         known = _options(NETWORKS[name])
         shape = source.shape
-        filled = {"channels": shape[0], "size": shape[-1], "shape": list(shape), "variance": self.model.get("variance")}
+        filled = {
+            "channels": shape[0],
+            "size": shape[-1] if len(set(shape[1:])) < 2 else list(shape[1:]),
+            "shape": list(shape),
+            "variance": self.model.get("variance"),
+        }
         if self.model.get("conditional") or self.kind == "classifier":
             if source.classes is None:
                 raise UserError(f"{self.name}: labels are asked for, but {source.name} has none: give labelled data.")
@@ -186,15 +212,20 @@ def run(
     autoencoder, scale, shift = None, 1.0, 0.0
     if recipe.kind == "latent":
         autoencoder = yield from _companion(recipe, "autoencoder", folder, options)
-        source, scale, shift = encode_source(load_autoencoder(autoencoder), source, mirrored=recipe.how().flip)
+        coder = load_autoencoder(autoencoder).to(among.device)
+        source, scale, shift = encode_source(coder, source, mirrored=recipe.how().flip)
     how = replace(recipe.how(), flip=recipe.how().flip and autoencoder is None)
     task = recipe.task(source)
-    if among.rank == 0:
-        write_bytes(folder / "recipe.toml", recipe.text().encode())
     every = max(50, min(1000, how.steps // 10))
+    told = False
     if checkpointing:
+        if "checkpointing" not in vars(task.net):
+            raise UserError(f"{recipe.name}: a network of kind {recipe.network['name']!r} has no gradient checkpointing: leave it out.")
         task.net.checkpointing = True  # type: ignore[assignment]
     for progress in fit(task, source, how, folder=folder, save_every=every, workers=workers, compiled=compiled, among=among):
+        if not told and among.rank == 0:  # the folder has been found to be of this recipe
+            write_bytes(folder / "recipe.toml", recipe.text().encode())
+        told = True
         yield Stage(recipe, task, folder, progress)
     if autoencoder is not None and among.rank == 0:
         inner = load_model(folder / "model.safetensors")
@@ -205,20 +236,24 @@ def run(
 
 
 def _companion(recipe: Recipe, what: str, folder: Path, options: dict[str, Any]) -> Iterator[Stage]:
-    """Train the other network that a recipe names, on the same data; the path of its file."""
-    given = getattr(recipe, what)
-    if "path" in given:
-        return Path(given["path"])
-    if "config" not in given:
-        raise UserError(f"{recipe.name}: [{what}] needs config = (a recipe to train it by) or path = (the file of a trained one).")
-    other = replace(read_recipe(given["config"]), data=recipe.data).changed(**given.get("training", {}))
-    yield from run(other, folder / what, **options)
-    return folder / what / model_file(other)
+    """Train the other network that a recipe names, on the same data, unless it is there; the path of its file."""
+    other = recipe.companion(what)
+    if other is not None:
+        yield from run(other, folder / what, **options)
+    return companion_file(recipe, what, folder)
+
+
+def companion_file(recipe: Recipe, what: str, folder: Path) -> Path:
+    """Where the "classifier" or "autoencoder" of a run in `folder` lies."""
+    given = getattr(recipe, what).get("path")
+    return Path(given) if given is not None else folder / what / "model.safetensors"
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf and nan are TOML's words too
     return json.dumps(value)
 
 
@@ -258,11 +293,14 @@ def _change(given: dict[str, Any], change: str) -> None:
         raise UserError(f"{change!r} changes nothing: write section.key=value, e.g. training.steps=1000.")
     if section not in SECTIONS:
         raise UserError(f"there is no section [{section}].{nearest(section, SECTIONS)} There are: {', '.join(SECTIONS)}.")
+    value = value.strip()
     try:
-        read = tomllib.loads(f"x = {value}")["x"]
+        read = tomllib.loads(f"x = {value.lower() if value in ('True', 'False') else value}")["x"]
     except tomllib.TOMLDecodeError:
-        read = value.strip()  # a text without quotes
-    given.setdefault(section, {})[name] = read
+        read = value  # a text without quotes
+    if not isinstance(given.setdefault(section, {}), dict):
+        raise UserError(f"{section} is a section: write [{section}] and its keys below.")
+    given[section][name] = read
 
 
 def _known(config: str, section: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from .adaptive import PID
 from .combine import combine, linear
 from .control import Fixed
 from .grid import AsinhLogSNR, Grid, LogSNR
+from .guidance import noise_apart
 from .latent_diffusion import to_data
 from .names import UserError, positive
 from .noise import Brownian, White
@@ -22,7 +23,9 @@ from .result import Solution
 from .schedule import Knot, Schedule
 from .solve import solve
 from .solver import Delegate, Solver
-from .solvers import AdaptiveAdams, ExponentialAdams
+from .solvers import DDIM, AdaptiveAdams, EulerAncestral, ExponentialAdams
+
+_AS_DDIM = (DDIM, EulerAncestral)  # all they ask of an answer is a x0 + b eps, which is all that CFG++ says
 
 
 def latents(model: Model, n: int, *, seed: int = 0, shape: tuple[int, ...] | None = None, first: int = 0, dtype=torch.float32) -> Tensor:
@@ -96,7 +99,8 @@ def sample(
 ) -> Tensor:
     """n samples (n, *shape) of the model, from noise at t_max to t_min.
 
-    steps or calls: how many; solver: by default what `recommend` says for so many calls; grid: the recommended one, or `LogSNR()` where a
+    steps or calls: how many; solver: by default what `recommend` says for so many calls (of a CFG++ model `DDIM()`, and others than
+    `DDIM` and `EulerAncestral` are refused: they take other steps than it is made of); grid: the recommended one, or `LogSNR()` where a
     solver is named. tolerance instead: the error at the end that you accept, root mean square in units of the data; each sample then takes
     the steps that it needs, by `AdaptiveAdams()` or the solver named, and a warning says which did not get there. seed: sample i depends on
     it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these states and this knot instead. Of a
@@ -104,6 +108,7 @@ def sample(
     Raises `UserError`, `ModelError`.
     """
     positive("n", n)
+    solver = _as_ddim(solver, tolerance) if noise_apart(model) else solver
     batch = n if batch is None else positive("batch", batch)
     if start is not None and len(start[0]) != n:
         raise UserError(f"start has {len(start[0])} states, but n = {n} samples were asked for.")
@@ -135,6 +140,20 @@ def sample(
             warnings.warn(f"from sample {first} on: {found.reason}", stacklevel=2)
         done.append(to_data(model, found.x))
     return torch.cat(done)
+
+
+def _as_ddim(solver: Solver | Delegate | None, tolerance: float | None) -> Solver:
+    """The solver of a CFG++ model."""
+    if tolerance is not None:
+        raise UserError("CFG++ has no limit of small steps, so no tolerance: give steps=, or take ClassifierFree(scale).")
+    if solver is None:
+        return DDIM()
+    if not isinstance(solver, _AS_DDIM):
+        raise UserError(
+            f"CFG++ is a way of taking DDIM steps, s.alpha x0 + s.sigma eps, and {solver!r} is not known to take them: take DDIM(), "
+            "DDIM(1.0) or EulerAncestral(), or ClassifierFree(scale), which goes with any solver."
+        )
+    return solver
 
 
 def run(solver: Solver | Delegate, model: Model, x: Tensor, knots: PID | Sequence[Knot], *, seed: int = 0, first: int = 0) -> Solution:

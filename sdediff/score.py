@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batch import check_count, labels_of
 from .combine import combine, linear
 from .names import UserError, choose
 from .prediction import KINDS, ModelError, Prediction, check_labels, marginal_std
@@ -28,6 +29,8 @@ from .schedules import DiscreteVP
 
 CONDITIONS = ("time", "index", "lam", "c_noise")
 PRECONDITIONINGS = (None, "input", "edm")
+DATA_STD = 0.5  # of a preconditioning, unless told
+FARTHEST = 20.0  # what a network is told of |lam|
 
 
 class ScoreNet:
@@ -35,8 +38,9 @@ class ScoreNet:
 
     predicts: what the network answers: "eps" (the default), "x0", "v", "score", "flow", or "mean" (DDPM's posterior mean of the index
     before; DiscreteVP only). condition: what it is fed, a tensor (B,) of x's dtype: "time" (the default), "index" (time N - 1), "lam",
-    or "c_noise" = log(sigma/alpha)/4. labels: class labels (B,) that travel with the samples, or None. shape: of one sample, if known
-    (checked by `solve`). variance: the network answers twice the channels, the second half being `Prediction.variance`.
+    or "c_noise" = -lam/4, both of lam clamped to [-20, 20], since it is infinite at alpha = 0 and at sigma = 0. labels: class labels (B,)
+    that travel with the samples, or None. shape: of one sample, if known (checked by `solve`). variance: the network answers twice the
+    channels, the second half being `Prediction.variance`.
     preconditioning: None, the network sees x; "input", it sees x at unit variance, x/sqrt(alpha^2 d^2 + sigma^2); "edm", that, and it
     answers EDM's F (nothing is left to say with `predicts`; the condition is c_noise unless told). data_std: d, used by these two.
     """
@@ -52,7 +56,7 @@ class ScoreNet:
         *,
         variance: bool = False,
         preconditioning: str | None = None,
-        data_std: float = 0.5,
+        data_std: float = DATA_STD,
     ):
         choose("preconditioning", preconditioning, PRECONDITIONINGS)
         edm = preconditioning == "edm"
@@ -66,9 +70,13 @@ class ScoreNet:
             raise UserError(f"under preconditioning='edm' a network answers F, minus v: leave predicts={predicts!r} out, or take 'input'.")
         if not (isinstance(data_std, int | float) and 0 < data_std < math.inf):
             raise UserError(f"data_std is the standard deviation of the data, a positive number, not {data_std!r}.")
+        if preconditioning is None and data_std != DATA_STD:
+            raise UserError(f"data_std={data_std!r} is of a preconditioning, and there is none: add preconditioning='input' or 'edm'.")
         self.net, self.schedule, self.predicts, self.condition = net, schedule, predicts, condition
         self.labels, self.shape, self.variance = labels, shape, variance
         self.preconditioning, self.data_std = preconditioning, float(data_std)
+        if labels is not None and self._ours:
+            self.labels = self._checked(labels)
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         """The network's answer at states x (B, ...) and instant t. Raises `ModelError` for an answer of another shape or dtype."""
@@ -82,6 +90,8 @@ class ScoreNet:
         return Prediction(x, t, answer, self.predicts, variance)
 
     def _answer(self, x: Tensor, t: Knot) -> Tensor:
+        if self.labels is not None:
+            check_count(self.labels, len(x))
         condition = self._condition(x, t)
         seen = x if self.preconditioning is None else combine(linear(x, 1 / marginal_std(t, self.data_std)))
         try:
@@ -113,7 +123,7 @@ class ScoreNet:
         if self.labels is None:
             return self
         model = copy.copy(self)
-        model.labels = self.labels[index.to(self.labels.device)]
+        model.labels = labels_of(self.labels, index)
         return model
 
     @property
@@ -124,20 +134,28 @@ class ScoreNet:
 
     def with_labels(self, labels: Tensor | None) -> ScoreNet:
         """The model of samples of these classes, whole numbers (B,) (`classes`: no label), or with None of all the data."""
-        if labels is not None and self.classes is None and isinstance(getattr(self.net, "config", None), Mapping):
-            raise UserError("this network has no classes: build and train it with classes=..., or guide it by a classifier.")
         model = copy.copy(self)
-        model.labels = None if labels is None else check_labels(labels, self.classes)
+        model.labels = None if labels is None else self._checked(labels)
         return model
+
+    @property
+    def _ours(self) -> bool:
+        """Whether the network says what it was built with."""
+        return isinstance(getattr(self.net, "config", None), Mapping)
+
+    def _checked(self, labels: Tensor) -> Tensor:
+        if self.classes is None and self._ours:
+            raise UserError("this network has no classes: build and train it with classes=..., or guide it by a classifier.")
+        return check_labels(labels, self.classes)
 
     def _condition(self, x: Tensor, t: Knot) -> Tensor:
         value: Number
         if self.condition == "time":
             value = t.time
         elif self.condition == "lam":
-            value = t.lam
+            value = _near(t.lam)
         elif self.condition == "c_noise":
-            value = -0.25 * t.lam
+            value = -0.25 * _near(t.lam)
         else:
             assert isinstance(self.schedule, DiscreteVP)
             value = t.time * self.schedule.n - 1
@@ -158,6 +176,11 @@ class ScoreNet:
     def _before(self, t: Knot) -> float:
         assert isinstance(self.schedule, DiscreteVP)
         return max(round(t.time * self.schedule.n - 1, 9) / self.schedule.n, 0.0)
+
+
+def _near(lam: Number) -> Number:
+    """lam where waves of it can be told: cos(inf) is NaN."""
+    return min(max(lam, -FARTHEST), FARTHEST) if isinstance(lam, float) else np.clip(lam, -FARTHEST, FARTHEST)
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,7 @@ over them is that of the distribution it began with; what it remembers is a tens
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ STEPS = 1000  # of a chain, where the schedule does not say how many
 
 
 class Draw(NamedTuple):
-    """TimeDistribution (B,), float64, and the weights (B,) of their losses that keep the mean (None: all 1)."""
+    """Times (B,), float64, and the weights (B,) of their losses that keep the mean (None: all 1)."""
 
     t: np.ndarray
     weight: np.ndarray | None
@@ -113,7 +113,7 @@ class LogitNormal(TimeDistribution):
 
 @dataclass(frozen=True)
 class Importance(TimeDistribution):
-    """TimeDistribution with large losses more often (Nichol & Dhariwal 2021, eq. 18): p proportional to sqrt(E L^2), weights 1/(p N).
+    """Times of large losses more often (Nichol & Dhariwal 2021, eq. 18): p proportional to sqrt(E L^2), weights 1/(p N).
 
     base: the distribution whose mean is kept, a name or a value; None: the indices of a DiscreteVP, elsewhere uniform times. It is cut into
     `bins` equally likely parts (None: one for each index, or 100); E L^2 of each is over its last `history` losses, and until all have
@@ -152,7 +152,13 @@ class Importance(TimeDistribution):
     def memory(self, schedule: Schedule, t_min: float | None = None) -> Tensor:
         bins = self._count(schedule, t_min)
         empty = torch.zeros(bins, 2 + self.history, dtype=torch.float64)
-        empty[:, 0] = torch.from_numpy(self.at(schedule, np.arange(bins) / bins, t_min))
+        begins = self.at(schedule, np.arange(bins) / bins, t_min)
+        if not (np.diff(begins) > 0).all():
+            raise UserError(
+                f"{bins} bins are more than the {len(np.unique(begins))} times: some would never see a loss, and importance sampling "
+                "would never begin; leave bins out for one a time."
+            )
+        empty[:, 0] = torch.from_numpy(begins)
         return empty
 
     def remember(self, memory: Tensor, t: np.ndarray, losses: Tensor) -> Tensor:
@@ -202,6 +208,19 @@ def lowest(schedule: Schedule, t_min: float | None) -> float:
     if not 0 <= low < schedule.t_max:
         raise UserError(f"times begin at t_min = {low!r}, which must be at least 0 and below t_max = {schedule.t_max:g}.")
     return low
+
+
+def of_chain(what: str, times: TimeDistribution, steps: int | None) -> TimeDistribution:
+    """These times as draws of the chain of `steps` steps (what: whose). `UserError` unless they are, or leave the steps open."""
+    base = times.base if isinstance(times, Importance) else times
+    base = times_named(base) if isinstance(base, str) else base
+    if not isinstance(base, Indices | None) or (base is not None and base.steps not in (None, steps)):
+        raise UserError(
+            f"{what} is over a chain of {'steps=None' if steps is None else f'{steps} steps'}, and {times!r} draws other times: take "
+            f"'index' or Importance(Indices()), and say steps in VLB."
+        )
+    chain = Indices(steps) if base is None else replace(base, steps=steps)
+    return replace(times, base=chain) if isinstance(times, Importance) else chain
 
 
 def chain_times(schedule: Schedule, steps: int | None = None, t_min: float | None = None) -> np.ndarray:

@@ -34,12 +34,13 @@ from .score import ScoreNet
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. lr rises linearly for `warmup` steps, then falls along a cosine to 0 (decay = "cosine") or stays ("constant").
+    """How to train, by AdamW with betas (0.9, 0.99). lr rises linearly over `warmup` steps, times a cosine that falls to 0 over all of them
+    (decay = "cosine") or 1 ("constant").
 
     batch: samples a step, over all processes, taken in `accumulate` parts. ema: decay of the exponential moving average of the weights,
     reached as min(ema, (1 + k)/(10 + k)); ema_width: instead a power function of this relative width (Karras et al. 2024b, eq. 3: 0.05
-    to 0.2). flip: mirror every second image. clip: largest gradient norm. precision: "float32" or "bf16" (the network runs under
-    autocast; weights, loss and state stay float32).
+    to 0.2). flip: mirror each image with probability 1/2. clip: largest gradient norm. precision: "float32" or "bf16" (the network runs
+    under autocast; weights, loss and state stay float32).
     """
 
     steps: int = 5000
@@ -61,6 +62,9 @@ class Training:
             positive(name, getattr(self, name))
         choose("decay", self.decay, ("cosine", "constant"))
         choose("precision", self.precision, ("float32", "bf16"))
+        for kind, names in ((float, ("lr", "clip", "ema", "weight_decay")), (int, ("warmup", "seed")), (bool, ("flip",))):
+            for name in names:
+                _typed(name, getattr(self, name), kind)
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
             raise UserError(f"training needs lr > 0, clip > 0 and 0 <= ema < 1, not {self.lr}, {self.clip} and {self.ema}.")
         if self.ema_width is not None and not 0.01 <= self.ema_width <= 0.28:
@@ -77,6 +81,13 @@ class Training:
         if self.ema_width is None:
             return min(self.ema, (1 + k) / (10 + k))
         return (1 - 1 / (k + 1)) ** (power_of(self.ema_width) + 1)
+
+
+def _typed(name: str, value: Any, kind: type) -> None:
+    known = (int, float) if kind is float else (kind,)
+    if not isinstance(value, known) or (isinstance(value, bool) and kind is not bool) or (kind is not bool and value < 0):
+        expected = {float: "a number of at least 0", int: "a whole number of at least 0", bool: "true or false"}[kind]
+        raise UserError(f"{name} is {expected}, not {value!r}.")
 
 
 def power_of(width: float) -> float:
@@ -109,6 +120,10 @@ class Task(ABC):
     def save(self, path: Path, about: dict[str, Any]) -> None:
         """Write what was learned, with `about` beside its description."""
 
+    def check(self, source: Source) -> None:
+        """Raise `UserError` for data that this task cannot learn from."""
+        return None
+
     def memory(self) -> Tensor | None:
         """What is carried from step to step beside the weights, at the start."""
         return None
@@ -132,6 +147,15 @@ class Denoising(Task):
         self.classes = model.classes
         if not 0 <= label_dropout <= 1 or (label_dropout and self.classes is None):
             raise UserError(f"label_dropout = {label_dropout} needs a number in [0, 1] and a network with classes=...")
+
+    def check(self, source: Source) -> None:
+        if self.classes is not None and source.classes is not None and source.classes > self.classes:
+            raise UserError(
+                f"{source.name} has the labels 0 to {source.classes - 1}, but the network has {self.classes} classes: build it with "
+                f"classes={source.classes}."
+            )
+        if self.model.shape is not None and tuple(self.model.shape) != tuple(source.shape):
+            raise UserError(f"{source.name} has samples of shape {tuple(source.shape)}, the model is of {tuple(self.model.shape)}.")
 
     def loss(self, net: Callable[..., Any], x0: Tensor, labels: Tensor | None, chance: Chance, memory: Tensor | None) -> Tensor:
         draw = self.objective.draw(self.model.schedule, chance.total, chance.generator(), memory)
@@ -157,12 +181,15 @@ class Denoising(Task):
         weight = 1.0 if draw.weight is None else torch.as_tensor(draw.weight).to(losses)
         return self.objective.remember(memory, draw.t, losses / weight)
 
+    @property
+    def learned(self) -> dict[str, Any]:
+        return {"objective": repr(self.objective), "label_dropout": self.label_dropout}
+
     def about(self) -> dict[str, Any]:
-        learned = {"objective": repr(self.objective), "label_dropout": self.label_dropout}
-        return {**checkpoint.describe_model(self.model), "learned": learned}
+        return {**checkpoint.describe_model(self.model), "learned": self.learned}
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
-        checkpoint.save_model(path, self.model, about)
+        checkpoint.save_model(path, self.model, {**about, "learned": self.learned})
 
 
 class Progress(NamedTuple):
@@ -260,36 +287,47 @@ def fit(
     source = InMemory(data, labels, "tensor", count(labels)) if isinstance(data, Tensor) else data
     if len(source) < training.batch:
         raise UserError(f"the batch of {training.batch} is larger than the data ({len(source)} samples); choose a batch of at most that.")
+    task.check(source)
     parts = among.count * training.accumulate
     if training.batch % parts:
         raise UserError(f"a batch of {training.batch} does not split evenly into {parts} parts (processes times accumulate).")
     positive("save_every", save_every)
+    if training.flip and len(source.shape) != 3:
+        raise UserError(f"flip mirrors images (channels, height, width), not samples of shape {tuple(source.shape)}.")
     task.net.train().requires_grad_(True)
     state = _begin(task, training, among, compiled)
     path = Path(folder) / "state.safetensors" if folder is not None else None
-    about: dict[str, Any] = {"training": asdict(training), "data": [len(source), *source.shape], **task.about()}
+    about: dict[str, Any] = {}
     if path is not None:
+        about = {"training": asdict(training), "data": _mark(source), **task.about()}
         _resume(state, path, about)
         _agree(state, path)
         _save(state, path, about)  # a folder that cannot be written is found out now
+        among.meet()
+        if not path.exists():
+            raise UserError(f"{path} was written, but process {among.rank} does not see it: give a folder that all machines share.")
     order = _Order(len(source), training.seed)
     share = training.batch // among.count
     seen = (order.rows(k, training.batch)[among.rank * share :][:share] for k in range(state.step, training.steps))
     for k, (x0, told) in enumerate(batches(source, seen, workers=workers), state.step):
         try:
             loss, norm = _step(state, task, x0, told, training, k)
-        except (torch.OutOfMemoryError, RuntimeError) as wrong:
+            if not bool(torch.isfinite(norm)):
+                kept = f"; the state of step {_saved(path)} is kept in {path}" if path is not None else ""
+                raise ModelError(
+                    f"the gradient became NaN or infinite at step {k + 1}: lower lr (now {training.lr:g}), or check the data{kept}."
+                )
+            _update(state, training, k)
+            if path is not None and (state.step % save_every == 0 or state.step == training.steps):
+                _save(state, path, about)
+        except UserError:
+            raise
+        except ValueError as wrong:  # a network's objection
+            raise UserError(f"{str(wrong).rstrip('.')}.") from None
+        except RuntimeError as wrong:
             if among.lost(wrong):
                 raise ModelError(_told_of_loss(among, k, path)) from None
             raise _told_if_memory(wrong, share // training.accumulate, training) from None
-        if not bool(torch.isfinite(norm)):
-            kept = f"; the state of step {_saved(path)} is kept in {path}" if path is not None else ""
-            raise ModelError(
-                f"the gradient became NaN or infinite at step {k + 1}: lower lr (now {training.lr:g}), or check the data{kept}."
-            )
-        _update(state, training, k)
-        if path is not None and (state.step % save_every == 0 or state.step == training.steps):
-            _save(state, path, about)
         yield Progress(state.step, loss, norm, training.lr_at(k), state.averaged)
     among.show(task.net, state.ema)
     task.net.eval().requires_grad_(False)
@@ -315,6 +353,8 @@ def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
     step = found.pop("step", 0)
     # JSON turns tuples into lists
     same = json.loads(json.dumps(about))
+    # in how many parts a batch is taken changes its sum's rounding only, like the number of processes
+    same["training"]["accumulate"] = found.get("training", {}).get("accumulate")
     differing = [n for k in {**same, **found} if found.get(k) != same.get(k) for n in _differing(k, same.get(k), found.get(k))]
     if differing:
         raise UserError(f"{path} is the run of other settings (differing: {', '.join(differing)}): choose another folder, or remove it.")
@@ -390,7 +430,12 @@ def _update(state: _State, training: Training, k: int) -> None:
     state.optimiser.step()
     with torch.no_grad():
         own, local = state.among.own(state.called), state.among.local
-        torch._foreach_lerp_([local(state.ema[k]) for k in own], [local(v) for v in own.values()], 1 - training.decay_at(k))
+        pairs = [(local(state.ema[k]), local(v)) for k, v in own.items()]
+        smooth = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in smooth], [b for _, b in smooth], 1 - training.decay_at(k))
+        for a, b in pairs:
+            if not a.is_floating_point():  # a count, such as batch norm's
+                a.copy_(b)
     state.step = k + 1
 
 
@@ -399,9 +444,15 @@ def _told_of_loss(among: Processes, k: int, path: Path | None) -> str:
     return f"one of the {among.count} processes ended in step {k + 1}: its own message, or that of what started it, says why{kept}."
 
 
+def _mark(source: Source) -> list[Any]:
+    """What a data set is recognised by: its shape, and a few of its numbers."""
+    x, _ = source.batch(torch.arange(0, len(source), -(-len(source) // 8)))
+    return [len(source), *source.shape, round(float(x.double().sum()), 3), round(float(x.double().square().sum()), 3)]
+
+
 def _told_if_memory(wrong: Exception, size: int, training: Training) -> Exception:
     """The error as it is, or, where memory ended, what to try."""
-    ended = isinstance(wrong, torch.OutOfMemoryError) or "can't allocate memory" in str(wrong)
+    ended = "out of memory" in str(wrong) or "can't allocate memory" in str(wrong)
     if not ended:
         return wrong
     parts = 2 * training.accumulate

@@ -23,6 +23,8 @@ from sdediff import (
     ClassifierNet,
     Counted,
     DPMSolverPPMultistep,
+    EulerAncestral,
+    ExponentialAdams,
     FlowMatching,
     Heun,
     Interval,
@@ -36,9 +38,12 @@ from sdediff import (
     UserError,
     VPLinear,
     White,
+    analytic_first_step,
     clipped,
+    continuous_bound,
     decode,
     dynamic_threshold,
+    elbo,
     encode,
     fit,
     guided,
@@ -240,6 +245,84 @@ def test_cfg_plus_plus_is_its_own_ddim_step(scale):
     assert run.calls == (1 if scale == 0 else 2) * DDIM().calls(KNOTS)
 
 
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score", "flow"])
+def test_every_reading_but_x0_is_of_the_noise_that_is_put_back(kind):
+    t, x = SCHEDULE.knot(0.4), start(8, 0.4)
+    own, other = MIXTURE(x, t), MIXTURE.with_labels(LABELS)(x, t).eps.tensor()
+    p = Prediction(x, t, getattr(own, kind).tensor(), kind, eps_used=other)
+    x0, r = own.x0.tensor(), math.hypot(t.alpha, t.sigma)
+    expected = {"x0": x0, "eps": other, "flow": other - x0, "v": (t.alpha * other - t.sigma * x0) / r, "score": -other / t.sigma}
+    for name, value in expected.items():
+        assert torch.allclose(getattr(p, name).tensor(), value, rtol=0, atol=1e-11), name
+
+
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.7), DDIM(1.0), EulerAncestral(0.7), EulerAncestral(1.0)], ids=repr)
+def test_what_sample_takes_for_cfg_plus_plus_steps_in_its_form(solver):
+    """s.alpha x0 + b eps_used + n z with b^2 + n^2 = s.sigma^2, and x itself nowhere else: of any x0 and eps."""
+    t, s, x = KNOTS[3], KNOTS[4], start()
+    x0, eps = images(8).flatten(1)[:, :2], images(8).flatten(1)[:, 2:4]
+
+    class Two:
+        schedule, shape = SCHEDULE, (2,)
+
+        def __call__(self, x, t):
+            return Prediction(x, t, self.x0, "x0", eps_used=self.eps)
+
+    def step(x, x0, eps, seed):
+        model = Two()
+        model.x0, model.eps = x0, eps
+        return solver.step(model, x, t, s, None, White(seed).on(x)).x
+
+    drawn = step(x, 0 * x0, 0 * eps, 0)
+    assert torch.allclose(step(7 * x, x0, 0 * eps, 0) - drawn, s.alpha * x0, rtol=0, atol=1e-12)
+    b = (step(7 * x, 0 * x0, eps, 0) - drawn) / eps
+    assert torch.allclose(b, b[0, 0].expand_as(b), rtol=0, atol=1e-11)
+    z = White(0).on(x)(t.clock("snr"), s.clock("snr")) / (s.snr - t.snr) ** 0.5
+    n = drawn.norm() / z.norm()
+    assert float(b[0, 0] ** 2 + n**2) == pytest.approx(s.sigma**2, rel=1e-9)
+
+
+def latent_model(seed: int = 0, **scaled) -> LatentDiffusion:
+    torch.manual_seed(seed)
+    inner = ScoreNet(UNet(2, width=8, multipliers=(1,), classes=3), SCHEDULE, "v", "lam", shape=(2, 4, 4))
+    nn.init.normal_(inner.net.leave.weight, std=0.1)
+    return LatentDiffusion(inner, Autoencoder(channels=1, latent=2, width=8, multipliers=(1, 2)).eval(), **scaled)
+
+
+def test_sample_steps_as_ddim_under_cfg_plus_plus():
+    labels, plus = LABELS[:2], CFGPlusPlus(0.5)
+    for model in (guided(MIXTURE, plus, labels), clipped(guided(MIXTURE, plus, labels)), guided(latent_model(), plus, labels)):
+        assert torch.equal(sample(model, 2, steps=4), sample(model, 2, steps=4, solver=DDIM(), grid=LogSNR()))
+        assert torch.equal(sample(model, 2, calls=4), sample(model, 2, steps=4))
+        assert sample(model, 2, steps=4, solver=EulerAncestral()).isfinite().all()
+        for solver in (Heun(), DDPM(), DPMSolverPPMultistep(), ExponentialAdams(2, "flow", "lam")):
+            with pytest.raises(UserError, match="is not known to take them"):
+                sample(model, 2, steps=4, solver=solver)
+        with pytest.raises(UserError, match="no limit of small steps"):
+            sample(model, 2, tolerance=0.1)
+    free = guided(MIXTURE, ClassifierFree(2.0), labels)
+    assert not torch.equal(sample(free, 2, steps=4), sample(free, 2, steps=4, solver=DDIM()))
+
+
+def test_the_command_line_says_which_solver_it_took_for_cfg_plus_plus():
+    from sdediff.cli.drawing import draw
+
+    net = network()
+    net.net.float()
+    for model in (net, latent_model()):
+        assert draw(model, 2, labels="0,1", guidance="CFGPlusPlus(0.5)", steps=2).solver == DDIM()
+        assert draw(model, 2, labels="0,1", guidance="ClassifierFree(2.0)", steps=2).solver != DDIM()
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, clipped, lambda m: analytic_first_step(m, KNOTS[0])], ids=["bare", "clipped", "first"])
+def test_cfg_plus_plus_has_no_density_and_no_code(wrap):
+    x, model = start(2, 0.02), wrap(guided(MIXTURE, CFGPlusPlus(0.5), LABELS[:2]))
+    for verb, arguments in ((log_likelihood, {"steps": 4}), (elbo, {"steps": 4}), (continuous_bound, {}), (encode, {"steps": 4})):
+        with pytest.raises(UserError, match=f"{verb.__name__} needs one prediction of the noise, and CFG\\+\\+ has two") as error:
+            verb(model, x, **arguments)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("phi", [0.4, 1.0])
 @pytest.mark.parametrize("kind", [None, "eps", "x0", "v"])
 def test_rescale_is_the_published_formula(phi, kind):
@@ -386,6 +469,8 @@ def test_autoguidance_gives_the_labels_to_both():
 OPTIONS = [
     ClassifierFree(2.5),
     ClassifierFree((0.0, 1.0, 3.0)),
+    ClassifierFree((0.0, 1.0, 3.0), rescale=0.7),
+    ClassifierFree((0.0, 1.0, 3.0), rescale=0.7, rescaled="x0"),
     ClassifierFree(2.5, INTERVAL),
     ClassifierFree((0.5, 1.0, 3.0), INTERVAL, rescale=0.7),
     ClassifierFree(2.5, INTERVAL, rescale=0.7, rescaled="x0"),
@@ -397,7 +482,7 @@ OPTIONS = [
 
 
 def under(guidance, labels: Tensor) -> Model:
-    return guided(MIXTURE, guidance, labels, classifier=MIXTURE.classify)
+    return guided(MIXTURE, guidance, labels, classifier=MIXTURE.classify if isinstance(guidance, ClassifierGuidance) else None)
 
 
 @pytest.mark.parametrize("guidance", OPTIONS, ids=repr)
@@ -410,6 +495,42 @@ def test_results_do_not_depend_on_the_batch_by_a_bit(guidance):
         assert torch.equal(alone.x, run.x[part])
         assert torch.equal(left.x, run.x[part])
         assert list(run.each[part]) == list(alone.each)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7])
+def test_who_is_not_guided_is_answered_alike_in_any_batch(phi):
+    """At w = 0 the weaker model's answer and variance, also of one that answers in other terms; at w = 1 the model's."""
+    t, x, net = SCHEDULE.knot(0.4), images(), network(variance=True)
+    weak = ScoreNet(net.net, SCHEDULE, "eps", "lam", shape=(1, 4, 4), variance=True)
+    guidance = ClassifierFree((0.0, 1.0, 3.0), rescale=phi)
+    for weaker in (None, weak):
+        model = guided(net, guidance, LABELS, weaker=weaker)
+        p = model(x, t)
+        for rows in ([0, 5], [1, 4], [0, 1], [2, 3, 0]):
+            q = InPlace(model, 8).rows(torch.tensor(rows))(x[rows], t)
+            one = model.rows(torch.tensor(rows))(x[rows], t)
+            assert one.kind == p.kind
+            for name in ("value", "variance"):
+                assert torch.equal(getattr(q, name), getattr(p, name)[rows])
+                assert torch.allclose(getattr(one, name), getattr(p, name)[rows], rtol=0, atol=1e-12)
+        alone = net(x, t) if weaker is None else weak.with_labels(LABELS)(x, t)
+        assert torch.allclose(p.x0.tensor()[LABELS == 0], alone.x0.tensor()[LABELS == 0], rtol=0, atol=1e-11)
+        assert torch.allclose(p.variance[LABELS == 0], alone.variance[LABELS == 0], rtol=0, atol=1e-12)
+
+
+def test_calls_are_what_ran_and_each_what_was_needed():
+    asked = []
+    strong = _watched(MIXTURE.with_labels(LABELS), asked)
+    model = guided(strong, ClassifierFree(), weaker=_watched(MIXTURE, asked), scales=torch.arange(8) % 2)
+    for around in (model, clipped(model), InPlace(model, 8)):
+        counted = Counted(around, each=np.zeros(8, np.int64))
+        asked.clear()
+        counted(start(), KNOTS[3])
+        assert (counted.calls, len(asked)) == (2, 2)
+        assert list(counted.each) == [1] * 8
+    run = solve(DDIM(), model, start(), KNOTS)
+    assert run.calls == 2 * DDIM().calls(KNOTS)
+    assert list(run.each) == [DDIM().calls(KNOTS)] * 8
 
 
 @pytest.mark.parametrize("guidance", OPTIONS, ids=repr)
@@ -475,7 +596,7 @@ def test_encoding_under_guidance_comes_back_to_the_bit(guidance):
 
 
 def test_many_instants_at_once():
-    for guidance in OPTIONS[:4]:
+    for guidance in (*OPTIONS[:3], *OPTIONS[4:6]):
         model, x = under(guidance, LABELS[:3]), start(3)
         run, parallel = solve(DDIM(), model, x, KNOTS), picard(DDIM(), model, x, KNOTS, tolerance=0.0)
         assert torch.allclose(run.x, parallel.x, rtol=0, atol=1e-10)
@@ -536,13 +657,25 @@ def test_sampling_from_a_guided_network_in_batches():
 
 
 def test_a_latent_model_is_guided_in_its_latents():
-    torch.manual_seed(0)
-    inner = ScoreNet(UNet(2, width=8, multipliers=(1,), classes=3), SCHEDULE, "v", "lam", shape=(2, 4, 4))
-    model = LatentDiffusion(inner, Autoencoder(channels=1, latent=2, width=8, multipliers=(1, 2)).eval())
+    model = latent_model()
     asked = guided(model, ClassifierFree(2.0), LABELS[:2])
     assert isinstance(asked, LatentDiffusion)
     assert asked(torch.randn(2, 2, 4, 4), KNOTS[2]).cost == 2
     assert sample(asked, 2, steps=2).shape == (2, 1, 8, 8)
+    z = torch.randn(2, 2, 4, 4)
+    weak = latent_model()  # the same autoencoder, in other memory
+    two = guided(model, ClassifierFree(2.0), LABELS[:2], weaker=weak)
+    assert torch.equal(two(z, KNOTS[2]).value, guided(model.inner, ClassifierFree(2.0), LABELS[:2], weaker=weak.inner)(z, KNOTS[2]).value)
+
+
+def test_a_latent_model_is_wrapped_in_its_latents():
+    model, z = latent_model(), 3 * torch.randn(2, 2, 4, 4)
+    for wrap in (clipped, dynamic_threshold, lambda m: analytic_first_step(m, KNOTS[0])):
+        wrapped = wrap(model)
+        assert isinstance(wrapped, LatentDiffusion)
+        for t in (KNOTS[0], KNOTS[2]):
+            assert torch.equal(wrapped(z, t).value, wrap(model.inner)(z, t).value)
+        assert sample(wrapped, 2, steps=2).shape == (2, 1, 8, 8)
 
 
 def test_no_graph_is_kept():
@@ -689,6 +822,19 @@ WRONG = [
     (lambda: guided(MIXTURE, ClassifierGuidance(), LABELS), "needs classifier="),
     (lambda: guided(MIXTURE, ClassifierGuidance(), classifier=MIXTURE.classify), "give labels"),
     (lambda: guided(MIXTURE, ClassifierFree(), LABELS, weaker=network()), "both must be about the same"),
+    (lambda: guided(MIXTURE, ClassifierFree(), LABELS, classifier=MIXTURE.classify), "asks no classifier: leave out classifier="),
+    (lambda: guided(MIXTURE, CFGPlusPlus(), LABELS, classifier=MIXTURE.classify), "asks no classifier"),
+    (
+        lambda: guided(MIXTURE, ClassifierGuidance(), LABELS, classifier=MIXTURE.classify, weaker=MIXTURE),
+        "ClassifierGuidance has no weaker model",
+    ),
+    (
+        lambda: guided(MIXTURE, ClassifierGuidance(), LABELS, classifier=ClassifierNet(lambda x, c: x, FlowMatching())),
+        "the classifier is of FlowMatching",
+    ),
+    (lambda: guided(latent_model(), ClassifierFree(), LABELS, weaker=latent_model(1)), "the codes of another autoencoder"),
+    (lambda: guided(latent_model(), ClassifierFree(), LABELS, weaker=latent_model(scale=2.0)), "other scaled codes"),
+    (lambda: guided(latent_model(), ClassifierFree(), LABELS, weaker=latent_model(shift=0.1)), "other scaled codes"),
     (lambda: exact(2.0)(start(3), KNOTS[2]), "8 labels for 3 samples"),
     (lambda: sample(exact(2.0), 9, steps=2), "sample 8 has no label: there are 8 labels"),
     (lambda: sample(under(ClassifierGuidance(), LABELS), 9, steps=2), "sample 8 has no label"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sdediff.checkpoint import load_model
 from sdediff.networks import MLP, NETWORKS, DiT, NoisyClassifier, UNet, Waves, build
 from sdediff.networks.blocks import ResBlock, halved
+from sdediff.recipe import Recipe
 
 CASES = {
     "mlp-plane": ("mlp", {"shape": (2,), "width": 32, "depth": 2}, (2,)),
@@ -209,6 +211,13 @@ def test_wrong_shapes_are_refused():
         UNet(width=8, attention=(0,), heads=3)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 8, 12)])
+def test_a_recipe_fills_in_the_size_of_images_that_are_not_square(shape):
+    source = SimpleNamespace(name="images", shape=shape, classes=2)
+    recipe = Recipe("r", kind="classifier", network={"name": "noisy_classifier", "width": 8}, training={"steps": 1})
+    assert recipe._network(source)(torch.zeros(2, *shape), torch.zeros(2)).shape == (2, 2)
+
+
 def test_wrong_switches_are_refused():
     with pytest.raises(ValueError, match="heads of 3 channels do not divide the 16 channels of level 1"):
         UNet(width=8, attention=(1,), head_channels=3)
@@ -224,6 +233,28 @@ def test_wrong_switches_are_refused():
         NoisyClassifier(pool="max")
     with pytest.raises(ValueError, match="images of 8x8, got 8x10"):
         NoisyClassifier(size=8, width=8)(torch.zeros(2, 1, 8, 10), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((n, o, 0) for n in ("unet", "noisy_classifier") for o in ("heads", "groups", "blocks", "patch", "width", "channels", "classes")),
+        *((n, "multipliers", v) for n in ("unet", "noisy_classifier", "autoencoder") for v in ((), (0, 1), (-1, 1))),
+        *(("autoencoder", o, 0) for o in ("groups", "blocks", "width", "latent", "sigma")),
+        *(("dit", o, 0) for o in ("heads", "patch", "width", "channels", "classes", "expansion")),
+        *(("mlp", o, 0) for o in ("width", "embedding", "classes", "expansion")),
+        ("mlp", "shape", (0, 2)),
+        ("autoencoder", "multipliers", (0.5, 1)),
+        ("unet", "width", 8.5),
+        ("unet", "head_channels", 0),
+        ("unet", "embedding", 0),
+        ("noisy_classifier", "size", (8, 0)),
+    ],
+)
+def test_impossible_sizes_end_in_a_sentence(name, option, value):
+    given = {"shape": (2,)} if name == "mlp" else {}
+    with pytest.raises(ValueError, match=rf"^{NETWORKS[name].__name__}\(.*=.*\): expected (a whole|a positive|at least)"):
+        build(name, {**given, option: value})
 
 
 @pytest.mark.parametrize("case", ["mlp-digits", "unet-32", "dit"])

@@ -32,6 +32,7 @@ from sdediff import (
     Objective,
     Prediction,
     ScoreNet,
+    Shifted,
     SubVP,
     TruncatedSNR,
     UniformTimes,
@@ -126,6 +127,68 @@ def test_what_a_weighting_is_of_the_other_readings():
         t = schedule.knot(np.linspace(0.1, 0.9, 5) * schedule.t_max)
         np.testing.assert_allclose(Objective(weighting=EDMWeight(0.3)).weight("v", t, 0.3), 1.0, rtol=1e-12)
         np.testing.assert_allclose(x0_error("score", t), t.sigma**2 / t.alpha, rtol=1e-12)
+
+
+ENDS = (FlowMatching(), Shifted(FlowMatching(), 3.0), *(s for s in SCHEDULES if not isinstance(s, FlowMatching)))
+
+
+@pytest.mark.parametrize("schedule", ENDS, ids=repr)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_have_their_limits_at_the_ends(schedule, name):
+    """At t_min and t_max, also where alpha = 0; and never NaN."""
+    ends = schedule.t_min or 1e-3, schedule.t_max
+    near = schedule.knot(np.array([ends[0], ends[1] * (1 - 1e-7)]))
+    objective = Objective(weighting=name)
+    for target in KINDS:
+        found = objective.weight(target, schedule.knot(np.array(ends)))
+        singly = [float(objective.weight(target, schedule.knot(t))) for t in ends]
+        np.testing.assert_allclose(found, singly, rtol=1e-12)
+        assert not np.isnan(found).any()
+        finite = np.isfinite(found)
+        np.testing.assert_allclose(found[finite], objective.weight(target, near)[finite], rtol=1e-4, atol=1e-5)
+        assert finite.all() or (near.alpha[1] < 1e-5 and target in ("eps", "score"))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_weighted_loss_at_alpha_0(name):
+    x0, noise, error = (normals(4, 3, seed) for seed in range(3))
+    schedule, t = FlowMatching(), np.array([0.3, 0.9, 1.0, 1.0])
+    for target in ("v", "flow", "x0", None):
+        assert Objective(target, name).per_sample(Off(schedule, x0, noise, error, "flow"), x0, t, noise).isfinite().all()
+    loss = Objective(weighting=name)
+    if name in ("snr", "min_snr", "p2"):
+        assert loss.of(Prediction(noise, schedule.knot(t), noise + error, "eps"), x0, noise).isfinite().all()
+    else:
+        with pytest.raises(UserError, match="infinite at time 1: compare another reading"):
+            loss.of(Prediction(noise, schedule.knot(t), noise + error, "eps"), x0, noise)
+
+
+@pytest.mark.parametrize("preconditioning", ["edm", "input"])
+def test_the_edm_weighting_has_the_network_s_data_std(preconditioning):
+    x0, noise = normals(5, 2), normals(5, 2, 1)
+    t = np.linspace(0.1, 0.9, 5)
+    model = ScoreNet(lambda x, c: torch.zeros_like(x), VPLinear(), preconditioning=preconditioning, data_std=0.9)
+    for target in (None, "x0"):
+        told, given = (Objective(target, w).per_sample(model, x0, t, noise) for w in (EDMWeight(0.9), "edm"))
+        assert torch.equal(told, given)
+    plain = ScoreNet(lambda x, c: torch.zeros_like(x), VPLinear())
+    told, given = (Objective(weighting=w).per_sample(plain, x0, t, noise) for w in (EDMWeight(0.5), "edm"))
+    assert torch.equal(told, given)
+
+
+def test_the_bound_and_its_times_are_of_one_chain():
+    chain = set(chain_times(VPLinear(), 50, 0.01))
+    index = Objective(times="index")
+    for loss in (
+        VLB(steps=50, t_min=0.01),
+        VLB(steps=50, t_min=0.01, times=Importance(Indices())),
+        VLB(steps=50, t_min=0.01, times="importance"),
+        Hybrid(index, bound=VLB(steps=50, t_min=0.01)),
+        Hybrid(Objective(times="importance", t_min=0.01), bound=VLB(steps=50, t_min=0.01)),
+    ):
+        memory = loss.memory(VPLinear())
+        assert memory is None or len(memory) == 50
+        assert set(loss.draw(VPLinear(), 2000, generator(), memory).t) == chain
 
 
 # --- the least loss -----------------------------------------------------------------------------------------------
@@ -516,7 +579,7 @@ def test_t_over_1000():
         schedule = DiscreteVP.linear(n)
         oracle = Normal().oracle(schedule)
         x0, noise, t = oracle.sample(1), normals(1, seed=3), np.array([7 / n])
-        bits = VLB("small").per_sample(oracle, x0, t, noise)
+        bits = VLB("small", decoder=GaussianDecoder()).per_sample(oracle, x0, t, noise)
         s, k = schedule.knot(6 / n), schedule.knot(7 / n)
         q, p = (
             schedule.posterior(a, schedule.forward(x0, k, noise), k, s) for a in (x0, oracle(schedule.forward(x0, k, noise), k).x0.tensor())
@@ -592,7 +655,9 @@ def test_a_small_network_learns_to_the_least_loss(name):
 @pytest.mark.parametrize(
     "objective",
     [Objective(), Objective("eps", MinSNR(2.0), times=LogNormal(0.0, 2.0)), Objective(times=Importance(Indices(20), low_discrepancy=True)),
-     Hybrid(), Hybrid(Objective("v", "p2"), 0.01, VLB(steps=5)), VLB("small", 12, GaussianDecoder(0.1), LogitNormal(std=2.0), 0.1)],
+     Hybrid(), Hybrid(Objective("v", "p2", times="index"), 0.01, VLB(steps=5)),
+     VLB("small", 12, GaussianDecoder(0.1), Importance(Indices(12)), 0.1),
+     Objective(times=LogitNormal(std=2.0))],
 )  # fmt: skip
 def test_reprs_rebuild_objectives(objective):
     assert objective_named(repr(objective)) == objective
@@ -622,7 +687,22 @@ def test_names_are_found():
         (lambda: Importance("even"), "choose one of"),
         (lambda: LogNormal(50.0, 0.1).draw(VPLinear(), 3, generator()), "no probability"),
         (lambda: VLB(steps=1).draw(VPLinear(), 3, generator()), "at least 2"),
-        (lambda: VLB().per_sample(Normal().oracle(VPLinear()), normals(3), np.full(3, 0.5), normals(3)), "Prediction.variance"),
+        (
+            lambda: VLB().per_sample(Normal().oracle(VPLinear()), normals(3).tanh(), np.full(3, 0.5), normals(3)),
+            "Prediction.variance",
+        ),
+        (lambda: VLB().per_sample(Normal().oracle(VPLinear()), 3 * torch.ones(3, 1), np.full(3, 0.5), normals(3)), "grey levels"),
+        (lambda: VLB(steps=50, times=Importance(Indices(1000))), "chain of 50 steps"),
+        (lambda: VLB(times=Indices(50)), "draws other times"),
+        (lambda: VLB(times="uniform"), "draws other times"),
+        (lambda: VLB(times=Importance("log_normal")), "draws other times"),
+        (lambda: Hybrid(Objective(times="index", t_min=0.01)), "say t_min in VLB alone"),
+        (lambda: Hybrid(Objective()), "draws other times"),
+        (lambda: Hybrid(Objective(times=Indices(20)), bound=VLB(steps=50)), "chain of 50 steps"),
+        (lambda: Hybrid(bound=VLB("small")), "trains the variance alone"),
+        (lambda: Hybrid(bound=VLB(times="importance")), "are those of simple"),
+        (lambda: Importance(bins=2000).memory(DiscreteVP.linear(1000)), "more than the 1000 times"),
+        (lambda: Importance(Indices(20), bins=100).memory(VPLinear()), "more than the 20 times"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

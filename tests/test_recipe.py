@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,8 +108,11 @@ WRONG = {
     "a classifier's option": (("adm-classifier", ["model.predicts=x0"]), r"\[model\] has no key 'predicts'"),
     "no such file of data": (("ddpm", ["data.name=ddigits"]), r"\[data\]: There is no data set 'ddigits'.*Did you mean 'digits'"),
     "a dimension that does not fit": (("ddpm", ["network.heads=3"]), r"\[network\] does not fit: 3 heads do not divide"),
+    "a grid": (("ddpm", ["sampling.grid=Krras(7)"]), r"unknown grid 'Krras'.*'Karras'"),
+    "a companion": (("adm", ["classifier.config=ddpm"]), r"recipe of kind 'score', not 'classifier'"),
+    "no classifier": (("cfg", ["sampling.guidance=ClassifierGuidance(1.0)"]), r"needs a \[classifier\]"),
     "no change": (("ddpm", ["training.lr"]), r"section.key=value"),
-    "a kind": (("ddpm", ["data.nme=digits"]), r"\[data\] has no key 'nme'.*'name'"),
+    "a key of the data": (("ddpm", ["data.nme=digits"]), r"\[data\] has no key 'nme'.*'name'"),
 }
 
 
@@ -134,8 +138,25 @@ def test_what_is_no_recipe_is_refused(tmp_path):
             made(path)
 
 
-def test_labels_that_the_data_do_not_have(tmp_path):
-    torch.save(None, tmp_path / "x")
+def test_what_was_done_is_what_was_allowed(tmp_path):
+    recipe = trained("digits", tmp_path, **FAST)
+    with pytest.raises(UserError, match="other settings"):
+        trained("digits", tmp_path, **{**FAST, "lr": 1.0})
+    assert read_recipe(tmp_path / "recipe.toml") == replace(recipe, name="recipe")
+    assert read_recipe("digits", ["training.flip=True", "training.clip=inf"]).training["flip"] is True
+    (tmp_path / "x.toml").write_text(read_recipe("digits", ["training.clip=inf"]).text())
+    assert read_recipe(tmp_path / "x.toml").how().clip == math.inf
+
+
+def test_points_train_too(tmp_path):
+    from sdediff.cli.training import follow
+
+    recipe = read_recipe("digits", ["data.name=ring8", "network.width=32"]).changed(**FAST)
+    with pytest.warns(UserWarning, match="they are no images"):
+        assert follow(recipe, tmp_path).exists()
+
+
+def test_labels_that_the_data_do_not_have():
     recipe = read_recipe("cfg", ["data.labels=false"])
     with pytest.raises(UserError, match="digits has none"):
         recipe.task(recipe.source())

@@ -14,6 +14,7 @@ from sdediff import (
     DiscreteVP,
     FlowMatching,
     Gaussian,
+    LabelledMixture,
     ModelError,
     ScoreNet,
     Shifted,
@@ -222,3 +223,45 @@ def test_descriptions_with_and_without_the_options(tmp_path):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         ScoreNet(lambda x, c: x, EDM(), **options)
+
+
+@pytest.mark.parametrize("schedule", [FlowMatching(), Shifted(FlowMatching(), 3.0)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{"condition": "lam"}, {"condition": "c_noise"}, {"preconditioning": "edm"}], ids=str)
+def test_a_network_is_told_a_finite_lam_at_both_ends(schedule, dtype, options):
+    torch.manual_seed(0)
+    net = MLP((3,), 16, 1).to(dtype)
+    torch.nn.init.normal_(net.leave.weight, std=0.1)
+    model = ScoreNet(net, schedule, **{"predicts": "v", **options})
+    x = X.to(dtype)
+    times = np.array([0.0, 0.3, 0.5, 0.9, 1.0])
+    each = model(x, schedule.knot(times)).value
+    assert each.isfinite().all()
+    for i, time in enumerate(times):
+        torch.testing.assert_close(model(x[i : i + 1], schedule.knot(float(time))).value, each[i : i + 1], rtol=1e-5, atol=1e-6)
+    inner = schedule.knot(np.array([1e-3, 0.3, 0.5, 0.9, 0.999]))
+    lam = inner.lam if options.get("condition") == "lam" else -0.25 * inner.lam
+    assert torch.equal(model._condition(x, inner), torch.as_tensor(lam, dtype=dtype))
+    assert sample(model, 5, steps=4, solver=DDIM(), grid=Uniform(), shape=(3,), dtype=dtype).isfinite().all()
+
+
+def test_labels_that_do_not_match_the_samples_end_in_a_sentence():
+    net = MLP((3,), 16, 1, classes=10).double()
+    oracle = LabelledMixture(torch.eye(3), [0.1, 0.1, 0.1], of=(0, 1, 1), schedule=SCHEDULE)
+    t = SCHEDULE.knot(0.5)
+    for model in (ScoreNet(net, SCHEDULE), oracle):
+        with pytest.raises(UserError, match="5 labels for 9 samples"):
+            model.with_labels(torch.arange(5) % 2).rows(torch.arange(9))
+        with pytest.raises(UserError, match="8 labels for 3 samples"):
+            model.with_labels(torch.arange(8) % 2)(X[:3], t)
+        assert model.with_labels(torch.arange(5) % 2).rows(torch.tensor([4, 2])).labels.tolist() == [0, 0]
+    with pytest.raises(UserError, match="label 99 of sample 0 does not exist; there are 10 classes"):
+        ScoreNet(net, SCHEDULE, labels=torch.tensor([99]))
+    with pytest.raises(UserError, match="no classes"):
+        ScoreNet(MLP((3,), 16, 1), SCHEDULE, labels=torch.tensor([0]))
+
+
+def test_data_std_without_preconditioning_is_refused():
+    with pytest.raises(UserError, match="add preconditioning"):
+        ScoreNet(lambda x, c: x, SCHEDULE, data_std=0.9)
+    assert ScoreNet(lambda x, c: x, SCHEDULE, data_std=0.5).data_std == 0.5

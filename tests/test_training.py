@@ -45,6 +45,7 @@ from sdediff import (
     save_model,
 )  # fmt: skip
 from sdediff import checkpoint as files
+from sdediff.data import InMemory
 from sdediff.networks import MLP
 from sdediff.objective import NORMS, WEIGHTINGS
 from sdediff.prediction import KINDS
@@ -240,6 +241,44 @@ def test_what_cannot_be_trained_is_refused():
             run(data=bad)
 
 
+def test_a_network_of_another_library_trains_without_a_folder():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.BatchNorm1d(16), torch.nn.SiLU(), torch.nn.Linear(16, 2))
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = net
+
+        def forward(self, x, t):
+            return self.inside(x)
+
+    torch.manual_seed(0)
+    model = ScoreNet(Wrapped(), VPLinear(), predicts="v")
+    losses = [float(p.loss) for p in fit(model, DATA, replace(SHORT, steps=60))]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    assert int(net[1].num_batches_tracked) == 60
+
+
+def test_more_parts_go_on_in_the_same_folder_and_other_data_do_not(tmp_path):
+    run(folder=tmp_path, stop=4)
+    for a, b in zip(run(replace(SHORT, accumulate=2), folder=tmp_path).net.parameters(), run().net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match=r"other settings.*data"):
+        run(folder=tmp_path, data=DATA.flip(1) * 0.9)
+
+
+def test_data_that_do_not_fit_the_network_are_refused_in_a_sentence():
+    net = MLP((2,), width=8, depth=1, embedding=8, features=4, classes=3)
+    with pytest.raises(UserError, match="labels 0 to 9, but the network has 3 classes"):
+        list(fit(ScoreNet(net, VPLinear()), InMemory(DATA, torch.arange(100) % 10, "ten", 10), SHORT))
+    with pytest.raises(UserError, match=r"samples of shape \(3,\), the model is of \(2,\)"):
+        list(fit(network(), torch.randn(100, 3), SHORT))
+    with pytest.raises(UserError, match=r"takes samples of shape \(2,\)"):
+        list(fit(ScoreNet(MLP((2,)), VPLinear()), torch.randn(100, 3), SHORT))
+    with pytest.raises(UserError, match="flip mirrors images"):
+        run(replace(SHORT, flip=True))
+
+
 def test_nan_after_a_while_keeps_the_last_state(tmp_path):
     model = network()
     calls = []
@@ -328,6 +367,9 @@ def test_the_average_can_be_looked_at_on_the_way():
         {"lr": 0.0},
         {"lr": math.nan},
         {"clip": 0.0},
+        {"flip": "False"},
+        {"seed": "x"},
+        {"warmup": 1.5},
         {"ema": 1.0},
         {"decay": "cos"},
         {"precision": "fp16"},

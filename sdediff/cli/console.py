@@ -99,7 +99,7 @@ def solver_named(text: str | None) -> Solver | Delegate | None:
 
 def checkpoint_path(path: Path | None) -> Path:
     """The file of a `--checkpoint`: a path, or the name of a network in the package."""
-    return path if path is not None and path.exists() else model_path("digits" if path is None else str(path))
+    return path if path is not None and path.is_file() else model_path("digits" if path is None else str(path))
 
 
 def writable(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from .. import sampling
 from ..checkpoint import load_classifier
-from ..guidance import ClassifierGuidance, guidance_named, guided
-from ..latent_diffusion import LatentDiffusion
-from ..names import UserError, label
+from ..guidance import ClassifierGuidance, guidance_named, guided, noise_apart
+from ..latent_diffusion import LatentDiffusion, data_shape
+from ..names import UserError, label, positive
 from ..prediction import Labelled, Model
-from ..recipe import Recipe
+from ..recipe import Recipe, companion_file
 from ..score import ScoreNet
 from ..solver import Delegate, Solver
-from ..solvers import AdaptiveAdams
+from ..solvers import DDIM, AdaptiveAdams
 from .console import grid_named, solver_named
 
 
@@ -47,32 +48,46 @@ def draw(
 ) -> Drawn:
     """n samples; every option as a text of the command line. Steps default to 20."""
     steps = 20 if steps is None and calls is None and tolerance is None else steps
-    told = None if labels is None else labels_named(labels, n)
+    told = None if labels is None else labels_named(labels, positive("n", n))
     asked = _leaning(model, guidance, told, classifier)
     method, places = solver_named(solver), grid_named(grid)
-    x = sampling.sample(asked, n, steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch)
+    x = sampling.sample(
+        asked, n, device=_device(model), steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch
+    )
     default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
+    default = DDIM() if noise_apart(asked) else default
     return Drawn(x, method or default, told)
 
 
 def draw_as(recipe: Recipe, model: Model, path: Path, folder: Path | None = None) -> None:
-    """The sheet of samples that a recipe asks for in [sampling]; classes, if the network has them, side by side."""
-    from ..study import figures
+    """The sheet of samples that a recipe asks for in [sampling]; classes, if the network has them, side by side.
 
+    folder: of the run, where a classifier lies; None: it is not trained yet, and does not guide. Samples that are no images, and sheets
+    that cannot be drawn, are one warning: the training is done all the same.
+    """
     asked = dict(recipe.sampling)
     n, columns = asked.pop("n", 80), asked.pop("columns", 10)
     classes = _classes(model)
-    if "ClassifierGuidance" in str(asked.get("guidance")):
+    if "guidance" in asked and isinstance(guidance_named(asked["guidance"]), ClassifierGuidance):
         if folder is None:
-            del asked["guidance"]  # the classifier is not trained yet
+            del asked["guidance"]
         else:
-            asked["classifier"] = folder / "classifier" / "model.safetensors"
+            asked["classifier"] = companion_file(recipe, "classifier", folder)
             net: Any = load_classifier(asked["classifier"]).net
             classes = net.config["classes"]
     if classes is not None:
-        n, columns = (n // classes) * classes or classes, classes
-        asked["labels"] = f"0-{classes - 1}"
-    found = draw(model, n, **asked)
+        columns = min(columns, classes)
+        asked["labels"] = ",".join(str(i * classes // columns) for i in range(columns))
+    if len(data_shape(model) or (1, 1, 1)) != 3:
+        warnings.warn("no sheet of samples: they are no images; `sdediff sample --out x.safetensors` writes them.", stacklevel=2)
+        return
+    try:
+        found = draw(model, n, batch=min(n, 100), **asked)
+    except UserError as wrong:
+        warnings.warn(f"no sheet of samples: {wrong}", stacklevel=2)
+        return
+    from ..study import figures
+
     figures.sheet([("", part) for part in found.x.split(columns)], path, title=f"{recipe.about}: {label(found.solver)}", columns=columns)
 
 
@@ -88,6 +103,13 @@ def labels_named(text: str, n: int) -> Tensor:
     if not found:
         raise UserError(f"--labels takes whole numbers, commas and ranges, e.g. 3 or 0,1,7 or 0-9, not {text!r}.")
     return torch.tensor(found).repeat(-(-n // len(found)))[:n]
+
+
+def _device(model: Any) -> torch.device | str:
+    """Where the model's network lies."""
+    inner = model.inner if isinstance(model, LatentDiffusion) else model
+    net = inner.net if isinstance(inner, ScoreNet) else None
+    return next((p.device for p in net.parameters()), "cpu") if isinstance(net, torch.nn.Module) else "cpu"
 
 
 def _classes(model: Any) -> int | None:

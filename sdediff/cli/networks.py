@@ -53,7 +53,7 @@ class Watched:
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
-        self.tell(p.cost if isinstance(p.cost, int) else int(p.cost.max()))
+        self.tell(p.calls)
         return p
 
     def rows(self, index: Tensor) -> Watched:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from ..accelerated import processes
 from ..checkpoint import load_model
+from ..data import NAMES
 from ..names import UserError
 from ..recipe import Recipe, Stage, configs, model_file, read_recipe, run
 from ..train import Denoising
@@ -42,7 +44,7 @@ def train(
     recipe = recipe.changed(steps=steps, batch=batch, lr=lr, seed=seed, precision=precision)
     if data is not None:
         kept = {k: v for k, v in recipe.data.items() if k not in ("name", "path")}
-        recipe = replace(recipe, data={"path" if Path(data).exists() else "name": data, **kept})
+        recipe = replace(recipe, data={"name" if data in NAMES or not Path(data).exists() else "path": data, **kept})
     if sheets < 0:
         raise UserError(f"--sheets is a number of steps, or 0 for one sheet at the end, not {sheets}.")
     follow(recipe, folder, workers=workers, compiled=compiled, checkpointing=checkpointing, tensorboard=tensorboard, sheets=sheets)
@@ -76,10 +78,10 @@ def follow(
                         draw_as(recipe, stage.task.model, folder / "samples" / f"{stage.progress.step}.png")
     model = folder / model_file(recipe)
     if first:
-        err.print(f"trained in {time.perf_counter() - begin:.0f} s: {model}", soft_wrap=True)
+        err.print(f"trained in {time.perf_counter() - begin:.0f} s: {escape(str(model))}", soft_wrap=True)
     if first and recipe.kind in ("score", "latent"):
         draw_as(recipe, load_model(model), folder / "samples.png", folder)
-        err.print(f"samples: {folder / 'samples.png'}", soft_wrap=True)
+        err.print(f"samples: {escape(str(folder / 'samples.png'))}", soft_wrap=True)
     return model
 
 
@@ -106,6 +108,7 @@ class _Teller:
         self.loss = 0.8 * self.loss + 0.2 * loss if self.done else loss
         self.advance(step - self.done, f"loss {self.loss:.4f}")
         self.done = step
+        write_line(stage.folder / "log.csv", ("step", "loss", "norm", "lr"), (step, loss, float(progress.norm), progress.lr))
         if self.writer is not None:
             for name, value in (("loss", loss), ("gradient norm", float(progress.norm)), ("learning rate", progress.lr)):
                 self.writer.add_scalar(name, value, step)
@@ -114,12 +117,19 @@ class _Teller:
         self.stack.close()
         self.folder, self.done, self.loss = stage.folder, 0, 0.0
         self.advance = self.stack.enter_context(bar(f"training {stage.recipe.name}", stage.recipe.how().steps, "steps"))
-        self.writer = self.stack.enter_context(_writer(stage.folder / "tensorboard")) if self.tensorboard else None
+        self.writer = self.stack.enter_context(_writer(stage.folder / "tensorboard", stage.progress.step)) if self.tensorboard else None
 
 
-def _writer(folder: Path) -> Any:
+def write_line(path: Path, names: tuple[str, ...], values: tuple[float, ...]) -> None:
+    """Append a line to a CSV; a run that goes on repeats the steps that it had not saved."""
+    begin = "" if path.exists() else ",".join(names) + "\n"
+    with path.open("a") as file:
+        file.write(begin + ",".join(f"{v:.6g}" for v in values) + "\n")
+
+
+def _writer(folder: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs a package that is not installed: pip install 'sdediff[train]'.") from None
-    return SummaryWriter(folder)
+    return SummaryWriter(folder, purge_step=first)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..checks import check_data
 from ..decoders import Decoder, DiscretizedDecoder, GaussianDecoder
 from ..grid import Uniform
+from ..guidance import check_flow
 from ..names import UserError, choose, positive
 from ..prediction import Model
 from ..schedule import Knot
@@ -77,6 +78,7 @@ def elbo(
     Raises `UserError`, and `ModelError` for answers that are not finite.
     """
     check_data(model, x)
+    check_flow(model, "elbo")
     knots = Uniform().knots(model.schedule, positive("steps", steps)) if knots is None else knots
     choose("form", form, FORMS)
     chain = Chain.of(knots, variance, sigma)
@@ -112,6 +114,7 @@ def continuous_bound(
     Other arguments, and the errors raised, as of `elbo`.
     """
     check_data(model, x)
+    check_flow(model, "continuous_bound")
     choose("clock", clock, ("lam", "time"))
     first = model.schedule.knot(model.schedule.t_max if start is None else start)
     last = model.schedule.knot(model.schedule.t_min if end is None else end)

@@ -23,6 +23,7 @@ from ..adaptive import PID
 from ..checks import check_data
 from ..control import Fixed
 from ..grid import AsinhLogSNR, Grid
+from ..guidance import check_flow
 from ..names import UserError, choose, positive
 from ..noise import White, WhiteNoise
 from ..prediction import Model
@@ -191,6 +192,7 @@ def _check(model: Model, x: Tensor, start: str, dequantise: str, prior: Density 
     choose("start", start, STARTS)
     choose("dequantise", dequantise, KINDS)
     check_data(model, x)
+    check_flow(model, "log_likelihood")
     if prior is not None and not isinstance(prior, Density):
         raise UserError(f"prior must know its log_density(x, t): Gaussian(mean, cov, schedule=...), or the oracle, not {prior!r}.")
 

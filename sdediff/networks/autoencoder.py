@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .unet import group_norm
+from .blocks import check_sizes, group_norm, widths_of
 
 __all__ = ["REGULARISERS", "Autoencoder", "Reconstruction"]
 
@@ -88,10 +88,11 @@ class Autoencoder(nn.Module):
         super().__init__()
         if regulariser not in REGULARISERS:
             raise ValueError(f"no regulariser is called {regulariser!r}: choose one of {', '.join(map(repr, REGULARISERS))}")
-        sizes = {"channels": channels, "width": width, "blocks": blocks, "latent": latent, "codes": codes, "levels": len(multipliers)}
-        wrong = [f"{k}={v}" for k, v in sizes.items() if v < 1] + [f"sigma={sigma}"] * (not 0 < sigma < math.inf)
-        if wrong:
-            raise ValueError(f"an autoencoder needs numbers of at least 1, and sigma > 0, not {', '.join(wrong)}")
+        sizes = {"channels": channels, "width": width, "blocks": blocks, "latent": latent, "codes": codes, "groups": groups}
+        check_sizes("Autoencoder", {**sizes, **{f"multiplier {i}": m for i, m in enumerate(multipliers)}})
+        widths = widths_of("Autoencoder", width, multipliers)
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"Autoencoder(sigma={sigma!r}): expected a positive number.")
         self.config: dict[str, object] = {
             "channels": channels,
             "width": width,
@@ -107,7 +108,6 @@ class Autoencoder(nn.Module):
         }
         self.channels, self.latent, self.regulariser, self.commitment = channels, latent, regulariser, commitment
         self.factor = 2 ** (len(multipliers) - 1)
-        widths = [width * m for m in multipliers]
         told = 2 * latent if regulariser == "kl" else latent
         self.encoder = _encoder(channels, widths, blocks, told, groups)
         self.decoder = _decoder(latent, widths[::-1], blocks, channels, groups)

@@ -10,7 +10,7 @@ Source: Ho, Jain, Abbeel 2020 (DDPM); Nichol, Dhariwal 2021 (the embedding scale
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,6 +241,22 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """A group norm of at most `groups` groups: the largest number that divides the channels."""
     divides = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(divides, channels)
+
+
+def check_sizes(network: str, sizes: Mapping[str, object]) -> None:
+    """ValueError unless every size is a whole number of at least 1 (None: not asked for)."""
+    for name, size in sizes.items():
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"{network}({name}={size!r}): expected a whole number of at least 1.")
+
+
+def widths_of(network: str, width: int, multipliers: Sequence[float]) -> list[int]:
+    """The channels of each level, rounded. ValueError unless there is a level, and every level has channels."""
+    if not multipliers:
+        raise ValueError(f"{network}(levels=0): expected at least one level, e.g. multipliers=(1, 2).")
+    widths = [round(width * m) for m in multipliers]
+    check_sizes(network, {f"width {width} times multiplier {m}": c for m, c in zip(multipliers, widths, strict=True)})
+    return widths
 
 
 def check_images(x: Tensor, channels: int, patch: int) -> None:

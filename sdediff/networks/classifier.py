@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Parts, call, check_images, descend, group_norm, zeroed
+from .blocks import Parts, call, check_images, check_sizes, descend, group_norm, widths_of, zeroed
 from .embedding import ConditionEmbedding
 
 __all__ = ["Classifier", "NoisyClassifier"]
@@ -147,7 +147,10 @@ class NoisyClassifier(nn.Module):
         if pool not in POOLS:
             raise ValueError(f"pool is one of {', '.join(map(repr, POOLS))}, not {pool!r}")
         self.channels, self.patch, self.checkpointing = channels, patch, False
-        widths = [round(width * m) for m in multipliers]
+        names = ("channels", "width", "blocks", "heads", "groups", "patch", "embedding", "classes", "head_channels")
+        check_sizes("NoisyClassifier", {name: self.config.get(name) for name in names})
+        check_sizes("NoisyClassifier", {f"side {i} of size": side for i, side in enumerate(self.size)})
+        widths = widths_of("NoisyClassifier", width, multipliers)
         length = 4 * width if embedding is None else embedding
         parts = Parts(
             widths, blocks, length, groups, dropout, attention, heads, head_channels, middle_attention, scale_shift, resample, zero

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import call, check_images, zeroed
+from .blocks import call, check_images, check_sizes, zeroed
 from .embedding import ConditionEmbedding
 
 __all__ = ["DiT"]
@@ -125,6 +125,8 @@ class DiT(nn.Module):
             "classes": classes,
             "variance": variance,
         }
+        sizes = {"channels": channels, "patch": patch, "width": width, "heads": heads, "classes": classes}
+        check_sizes("DiT", {**sizes, "width times expansion": round(width * expansion)})
         if width % heads or width % 4:
             raise ValueError(f"width must be a multiple of the {heads} heads and of 4 (sines and cosines of two coordinates), got {width}")
         self.channels, self.patch, self.checkpointing = channels, patch, False

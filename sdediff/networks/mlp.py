@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .blocks import chosen
+from .blocks import check_sizes, chosen
 from .embedding import ConditionEmbedding
 
 __all__ = ["MLP"]
@@ -88,6 +88,8 @@ class MLP(nn.Module):
         variance: bool = False,
     ) -> None:
         super().__init__()
+        sizes = {"width": width, "embedding": embedding, "classes": classes, "width times expansion": round(width * expansion)}
+        check_sizes("MLP", {**sizes, **{f"entry {i} of shape": side for i, side in enumerate(shape)}})
         self.config: dict[str, object] = {
             "shape": list(shape),
             "width": width,

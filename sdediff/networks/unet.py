@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .blocks import Parts, ascend, call, check_images, chosen, descend, group_norm, zeroed
+from .blocks import Parts, ascend, call, check_images, check_sizes, chosen, descend, group_norm, widths_of, zeroed
 from .embedding import ConditionEmbedding
 
 __all__ = ["UNet"]
@@ -111,7 +111,9 @@ class UNet(nn.Module):
             zero=(zero, False),
         )
         self.channels, self.patch, self.checkpointing = channels, patch, False
-        widths = [round(width * m) for m in multipliers]
+        names = ("channels", "width", "blocks", "heads", "groups", "patch", "embedding", "classes", "head_channels")
+        check_sizes("UNet", {name: self.config.get(name) for name in names})
+        widths = widths_of("UNet", width, multipliers)
         length = 4 * width if embedding is None else embedding
         parts = Parts(
             widths, blocks, length, groups, dropout, attention, heads, head_channels, middle_attention, scale_shift, resample, zero
