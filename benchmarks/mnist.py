@@ -32,17 +32,17 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--calls", type=int, default=40)
     parser.add_argument("--checkpoint", default="mnist")
-    parser.add_argument(
-        "--part", nargs="*", choices=("smooth", "share", "sheet", "quality"), default=("smooth", "share", "sheet", "quality")
-    )
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=PARTS)
     given = parser.parse_args()
     model: Any = load(given.checkpoint)
+    make = {"smooth": smooth, "share": share, "sheet": sheet, "quality": lambda m: quality(m, given.samples, given.calls)}
     rows: list[dict[str, Any]] = []
     for part in given.part:
-        rows += {"smooth": smooth, "share": share, "sheet": sheet, "quality": lambda m: quality(m, given.samples, given.calls)}[part](model)
-    for row in rows:
-        print(f"{row['what']} | {row['value']:.4g}")
-    write(DOCS / "results" / "mnist_network.csv", rows)
+        for row in make[part](model):
+            print(f"{row['what']} | {row['value']:.4g}", flush=True)
+            rows.append(row)
+    if tuple(given.part) == PARTS:
+        write(DOCS / "results" / "mnist_network.csv", rows)
 
 
 def smooth(model: Any) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def share(model: Any) -> list[dict[str, Any]]:
 
 
 def sheet(model: Any) -> list[dict[str, Any]]:
-    """docs/img/mnist_samples.png: classes in columns; without and with guidance."""
+    """docs/img/mnist_classes.png: classes in columns; without and with guidance."""
     labels, x = torch.arange(40) % 10, latents(model, 40, seed=1)
     plain, leaning = model.with_labels(labels), guided(model, ClassifierFree(2.0), labels)
     none = model.with_labels(torch.full((40,), 10))
@@ -86,7 +86,7 @@ def sheet(model: Any) -> list[dict[str, Any]]:
     for name, asked in (("no label", none), ("w = 1", plain), ("w = 2", leaning)):
         images = sample(asked, 40, calls=40, start=(x, model.schedule.knot(model.schedule.t_max)))
         rows += [(name if i == 0 else "", part) for i, part in enumerate(images[:20].split(10))]
-    figures.sheet(rows, DOCS / "img" / "mnist_samples.png", title="The MNIST network: each column one class, the same latents", columns=10)
+    figures.sheet(rows, DOCS / "img" / "mnist_classes.png", title="The MNIST network: each column one class, the same latents", columns=10)
     return []
 
 
