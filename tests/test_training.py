@@ -308,6 +308,8 @@ def test_accumulated_parts_give_the_gradient_of_the_batch():
     one, two = run(), run(replace(SHORT, accumulate=4))
     for a, b in zip(one.net.parameters(), two.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    norms = [[float(p.norm) for p in fit(network(), DATA, replace(SHORT, accumulate=n))] for n in (1, 4)]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-3)  # Adam alone would not see a gradient four times as large
     with pytest.raises(UserError, match="a batch of 32 does not split evenly into 5"):
         run(replace(SHORT, accumulate=5))
 
