@@ -275,7 +275,8 @@ def fit(
 ) -> Iterator[Progress]:
     """Train in place on data, a tensor (N, ...) or a `Source`; yields `Progress` after every step. A ScoreNet alone learns L_simple.
 
-    With `folder`, `state.safetensors` is written there every `save_every` steps and at the end, and a run found there is continued.
+    With `folder`, `state.safetensors` is written there every `save_every` steps and at the end, and a run found there is continued. Asked
+    for more steps than that run it goes on at the learning rates of the longer one; the files then say at which step, in "lengthened".
     When it ends, the network holds the EMA weights and is in evaluation mode; `folder/model.safetensors` is what was learned.
     workers: processes that read the data; compiled: run the network through torch.compile; among: the processes that share a batch.
     Raises `UserError` for data smaller than a batch, a batch that cannot be shared evenly, or a folder that holds another run;
@@ -332,7 +333,7 @@ def fit(
     among.show(task.net, state.ema)
     task.net.eval().requires_grad_(False)
     if folder is not None and among.rank == 0:
-        task.save(Path(folder) / "model.safetensors", {"training": asdict(training)})
+        task.save(Path(folder) / "model.safetensors", {k: about[k] for k in ("training", "lengthened") if k in about})
     among.meet()  # whoever reads the model finds it
 
 
@@ -346,20 +347,25 @@ def _begin(task: Task, training: Training, among: Processes, compiled: bool) -> 
 
 
 def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
-    """Continue the run in `path`, if there is one; `UserError` if it was made with other settings."""
+    """Continue the run in `path`, if there is one; `UserError` if it was made with other settings. Adds to `about` where it was lengthened."""
     if not path.exists():
         return
     tensors, found = checkpoint.read(path)
-    step = found.pop("step", 0)
+    step, lengthened, planned = found.pop("step", 0), found.pop("lengthened", []), found.get("training", {}).get("steps", 0)
     # JSON turns tuples into lists
     same = json.loads(json.dumps(about))
     # in how many parts a batch is taken changes its sum's rounding only, like the number of processes
     same["training"]["accumulate"] = found.get("training", {}).get("accumulate")
+    longer = planned < same["training"]["steps"]
+    if longer:
+        same["training"]["steps"] = planned
     differing = [n for k in {**same, **found} if found.get(k) != same.get(k) for n in _differing(k, same.get(k), found.get(k))]
     if differing:
         raise UserError(f"{path} is the run of other settings (differing: {', '.join(differing)}): choose another folder, or remove it.")
     state.restore(tensors, path)
     state.step = step
+    if lengthened or longer:
+        about["lengthened"] = lengthened + [step] * longer
 
 
 def _agree(state: _State, path: Path) -> None:
