@@ -37,6 +37,7 @@ from .latent_diffusion import LatentDiffusion, encode_source
 from .names import UserError, choose, from_repr, nearest
 from .networks import NETWORKS, build
 from .objective import Loss, objective_named
+from .prediction import Model
 from .processes import Alone, Processes
 from .schedule import Schedule
 from .score import ScoreNet
@@ -179,12 +180,16 @@ class Recipe:
 
 
 class Stage(NamedTuple):
-    """After a step of a recipe's run: which recipe is being trained, in which folder, and how far."""
+    """After a step of a recipe's run: which recipe is being trained, in which folder, and how far.
+
+    model: what images can be drawn from (with the network as it is just now); None for an autoencoder or a classifier.
+    """
 
     recipe: Recipe
     task: Task
     folder: Path
     progress: Progress
+    model: Model | None
 
 
 def model_file(recipe: Recipe) -> str:
@@ -209,13 +214,16 @@ def run(
     folder, among = Path(folder), among or Alone()
     options: dict[str, Any] = {"workers": workers, "compiled": compiled, "checkpointing": checkpointing, "among": among}
     source = recipe.source()
-    autoencoder, scale, shift = None, 1.0, 0.0
+    coded = None
     if recipe.kind == "latent":
-        autoencoder = yield from _companion(recipe, "autoencoder", folder, options)
-        coder = load_autoencoder(autoencoder).to(among.device)
+        coder = load_autoencoder((yield from _companion(recipe, "autoencoder", folder, options))).to(among.device)
         source, scale, shift = encode_source(coder, source, mirrored=recipe.how().flip)
-    how = replace(recipe.how(), flip=recipe.how().flip and autoencoder is None)
+        coded = coder, scale, shift
+    how = replace(recipe.how(), flip=recipe.how().flip and coded is None)
     task = recipe.task(source)
+    model: Model | None = task.model if isinstance(task, Denoising) else None
+    if coded is not None and model is not None:
+        model = LatentDiffusion(model, *coded)
     every = max(50, min(1000, how.steps // 10))
     told = False
     if checkpointing:
@@ -226,11 +234,9 @@ def run(
         if not told and among.rank == 0:  # the folder has been found to be of this recipe
             write_bytes(folder / "recipe.toml", recipe.text().encode())
         told = True
-        yield Stage(recipe, task, folder, progress)
-    if autoencoder is not None and among.rank == 0:
-        inner = load_model(folder / "model.safetensors")
-        model = LatentDiffusion(inner, load_autoencoder(autoencoder), scale, shift)
-        save_model(folder / model_file(recipe), model)
+        yield Stage(recipe, task, folder, progress, model)
+    if coded is not None and among.rank == 0:
+        save_model(folder / model_file(recipe), LatentDiffusion(load_model(folder / "model.safetensors"), *coded))
     if recipe.classifier:
         yield from _companion(recipe, "classifier", folder, options)
 

@@ -34,13 +34,13 @@ from .score import ScoreNet
 
 @dataclass(frozen=True)
 class Training:
-    """How to train, by AdamW with betas (0.9, 0.99). lr rises linearly over `warmup` steps, times a cosine that falls to 0 over all of them
-    (decay = "cosine") or 1 ("constant").
+    """How to train, by AdamW with betas (0.9, beta2). lr rises linearly over `warmup` steps, times a cosine that falls to 0 over all of
+    them (decay = "cosine") or 1 ("constant").
 
     batch: samples a step, over all processes, taken in `accumulate` parts. ema: decay of the exponential moving average of the weights,
     reached as min(ema, (1 + k)/(10 + k)); ema_width: instead a power function of this relative width (Karras et al. 2024b, eq. 3: 0.05
-    to 0.2). flip: mirror each image with probability 1/2. clip: largest gradient norm. precision: "float32" or "bf16" (the network runs
-    under autocast; weights, loss and state stay float32).
+    to 0.2). flip: mirror each image with probability 1/2. clip: largest gradient norm, inf for none. precision: "float32" or "bf16" (the
+    network runs under autocast; weights, loss and state stay float32).
     """
 
     steps: int = 5000
@@ -52,6 +52,7 @@ class Training:
     ema: float = 0.999
     ema_width: float | None = None
     clip: float = 1.0
+    beta2: float = 0.99
     seed: int = 0
     precision: str = "float32"
     accumulate: int = 1
@@ -62,11 +63,12 @@ class Training:
             positive(name, getattr(self, name))
         choose("decay", self.decay, ("cosine", "constant"))
         choose("precision", self.precision, ("float32", "bf16"))
-        for kind, names in ((float, ("lr", "clip", "ema", "weight_decay")), (int, ("warmup", "seed")), (bool, ("flip",))):
+        for kind, names in ((float, ("lr", "clip", "ema", "beta2", "weight_decay")), (int, ("warmup", "seed")), (bool, ("flip",))):
             for name in names:
                 _typed(name, getattr(self, name), kind)
-        if not (self.lr > 0 and self.clip > 0 and 0 <= self.ema < 1):
-            raise UserError(f"training needs lr > 0, clip > 0 and 0 <= ema < 1, not {self.lr}, {self.clip} and {self.ema}.")
+        if not (0 < self.lr < math.inf and self.clip > 0 and 0 <= self.ema < 1 and 0 <= self.beta2 < 1):
+            found = f"{self.lr}, {self.clip}, {self.ema} and {self.beta2}"
+            raise UserError(f"training needs lr > 0, clip > 0 and ema and beta2 in [0, 1), not {found}.")
         if self.ema_width is not None and not 0.01 <= self.ema_width <= 0.28:
             raise UserError(f"ema_width is the width of the average over the time trained, in [0.01, 0.28], not {self.ema_width}.")
 
@@ -339,7 +341,7 @@ def fit(
 
 def _begin(task: Task, training: Training, among: Processes, compiled: bool) -> _State:
     called = among.prepare(task.net)
-    optimiser = torch.optim.AdamW(called.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay)
+    optimiser = torch.optim.AdamW(called.parameters(), lr=training.lr, betas=(0.9, training.beta2), weight_decay=training.weight_decay)
     ema = {k: v.detach().clone() for k, v in among.own(called).items()}
     if compiled:
         called.compile()
@@ -347,7 +349,7 @@ def _begin(task: Task, training: Training, among: Processes, compiled: bool) -> 
 
 
 def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
-    """Continue the run in `path`, if there is one; `UserError` if it was made with other settings. Adds to `about` where it was lengthened."""
+    """Continue the run in `path`, if there is one; `UserError` if its settings differ. Adds to `about` where it was lengthened."""
     if not path.exists():
         return
     tensors, found = checkpoint.read(path)

@@ -28,7 +28,7 @@ def test_names():
 def test_every_network_is_smooth_in_time(name):
     model = load(name)
     inner = model.inner if isinstance(model, LatentDiffusion) else model
-    x = latents(inner, 8)
+    x = latents(inner, 2)
     for coordinates in (Sigma(), Angle()):
         a, b = (solve(RungeKutta("rk4", coordinates), inner, x, LogSNR().knots(model.schedule, n)).x for n in (50, 100))
         assert float((a - b).square().mean().sqrt()) < 1e-4
@@ -36,7 +36,7 @@ def test_every_network_is_smooth_in_time(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_classes_are_known_with_and_without_guidance(name):
-    model, n = load(name), 100
+    model, n = load(name), 40
     labels, net = torch.arange(n) % 10, feature_extractor(name.split("-")[0])
     plain = sample(model.with_labels(labels), n, calls=20)
     leaning = sample(guided(model, ClassifierFree(2.0), labels), n, calls=20)
@@ -44,7 +44,7 @@ def test_classes_are_known_with_and_without_guidance(name):
     assert right[0] > 0.85
     assert right[1] >= right[0] - 0.02
     none = sample(model, n, calls=20)
-    assert len(net(none).argmax(1).unique()) >= 8
+    assert len(net(none).argmax(1).unique()) >= 6
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-classes", "latent"])

@@ -31,7 +31,13 @@ def test_the_first_script_calls_one_step_in_ten_lines():
     assert "solver.step(" in SCRIPTS[0]
 
 
-@pytest.mark.parametrize("number", range(len(SCRIPTS)))
-def test_a_script_of_the_readme_runs_as_pasted(number, tmp_path):
-    run = subprocess.run([sys.executable, "-c", SCRIPTS[number]], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+def test_the_first_script_runs_as_pasted(tmp_path):
+    run = subprocess.run([sys.executable, "-c", SCRIPTS[0]], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("number", range(1, len(SCRIPTS)))
+def test_a_script_runs_as_written(number, tmp_path, monkeypatch):
+    """In this process, which has the libraries already: imports are most of a short script's time."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SCRIPTS[number], f"script {number}", "exec"), {"__name__": "__main__"})

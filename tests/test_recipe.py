@@ -75,14 +75,17 @@ def test_published_sizes(name):
 
 
 def test_a_recipe_goes_on_where_it_was(tmp_path):
-    whole = trained("latent", tmp_path / "whole", **FAST)
+    short = {"config": "autoencoder", "training": FAST}
+    whole = replace(read_recipe("latent"), autoencoder=short).changed(**{**FAST, "steps": 60})  # a state is saved every 50
+    list(run(whole, tmp_path / "whole"))
     stages = run(whole, tmp_path / "stopped")
-    seen = [next(stages).folder.name for _ in range(17)]  # into the second network
+    seen = [next(stages) for _ in range(12 + 55)]  # into the second network
     stages.close()
-    assert seen[0] == "autoencoder"
-    assert seen[-1] == "stopped"
-    names = [stage.folder.name for stage in run(whole, tmp_path / "stopped")]
-    assert "autoencoder" not in names
+    assert (seen[0].folder.name, seen[0].model) == ("autoencoder", None)
+    assert (seen[-1].folder.name, seen[-1].progress.step) == ("stopped", 55)
+    assert isinstance(seen[-1].model, LatentDiffusion)
+    again = [(stage.folder.name, stage.progress.step) for stage in run(whole, tmp_path / "stopped")]
+    assert again == [("stopped", k) for k in range(51, 61)]
     one, two = (read(tmp_path / folder / "latent.safetensors")[0] for folder in ("whole", "stopped"))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
@@ -196,6 +199,14 @@ def test_the_command_keeps_a_log_and_draws_on_the_way(tmp_path):
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"30.png", "60.png"}
     assert (tmp_path / "samples.png").exists()
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_latent_model_is_drawn_on_the_way_too(tmp_path):
+    from sdediff.cli.training import follow
+
+    recipe = replace(read_recipe("latent"), sampling={"steps": 2, "n": 10}, autoencoder={"config": "autoencoder", "training": FAST})
+    follow(recipe.changed(**FAST), tmp_path, sheets=6)
+    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"6.png", "12.png"}
 
 
 def test_networks_are_functions_of_the_seed():

@@ -217,14 +217,15 @@ def test_a_run_asked_for_more_steps_goes_on_and_says_where(tmp_path):
     assert same(run(flat, tmp_path), whole)  # one rate throughout: the longer run itself
     for file in ("model.safetensors", STATE):
         about = files.read(tmp_path / file)[1]
-        assert about["lengthened"] == [10] and about["training"]["steps"] == flat.steps, file
+        assert (about["lengthened"], about["training"]["steps"]) == ([10], flat.steps), file
     with pytest.raises(UserError, match=r"other settings.*training\.steps"):
         run(replace(flat, steps=10), tmp_path)  # not shortened
     run(replace(flat, steps=30), tmp_path, stop=2)
     run(replace(flat, steps=30), tmp_path)
     assert files.read(tmp_path / STATE)[1]["lengthened"] == [10, 24]
-    falling = run(SHORT, tmp_path / "falling", stop=12)
-    assert [p.lr for p in fit(falling, DATA, replace(SHORT, steps=30), folder=tmp_path / "falling")][-1] == replace(SHORT, steps=30).lr_at(29)
+    longer, folder = replace(SHORT, steps=30), tmp_path / "falling"
+    falling = run(folder=folder, stop=12)
+    assert [p.lr for p in fit(falling, DATA, longer, folder=folder)] == [longer.lr_at(k) for k in range(12, 30)]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

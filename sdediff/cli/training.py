@@ -16,7 +16,6 @@ from ..checkpoint import load_model
 from ..data import NAMES
 from ..names import UserError
 from ..recipe import Recipe, Stage, configs, model_file, read_recipe, run
-from ..train import Denoising
 from .console import bar, err, print_table
 from .drawing import draw_as
 
@@ -72,10 +71,10 @@ def follow(
         for stage in run(recipe, folder, workers=workers, compiled=compiled, checkpointing=checkpointing, among=among):
             if first:
                 teller.tell(stage)
-            if sheets and stage.progress.step % sheets == 0 and isinstance(stage.task, Denoising) and recipe.kind == "score":
+            if sheets and stage.progress.step % sheets == 0 and stage.model is not None:
                 with stage.progress.averaged():  # all processes together: their shards become whole
                     if first:
-                        draw_as(recipe, stage.task.model, folder / "samples" / f"{stage.progress.step}.png")
+                        draw_as(recipe, stage.model, folder / "samples" / f"{stage.progress.step}.png")
     model = folder / model_file(recipe)
     if first:
         err.print(f"trained in {time.perf_counter() - begin:.0f} s: {escape(str(model))}", soft_wrap=True)
