@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def systems(names: tuple[str, ...], seconds: float, folder: Path) -> None:
-    """Print the table, write docs/results/systems.csv and a sheet for each system."""
+    """Print the table, write docs/results/systems.csv (rows of other systems stay) and a sheet for each system."""
     floor = noise_floor(features(digits().x))
     print(f"noise floor of two halves: {floor[0]:.2f} ± {floor[1]:.2f}\n")
     rows: list[dict[str, Any]] = []
@@ -73,8 +73,16 @@ def systems(names: tuple[str, ...], seconds: float, folder: Path) -> None:
             print(" | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
             picture = DOCS / "img" / "systems" / f"{shown.split()[0]}.png"
             figures.sheet([("", part) for part in x[:40].split(10)], picture, title=shown, columns=10)
-    if names == SYSTEMS:
-        write(DOCS / "results" / "systems.csv", rows)
+    write(path := DOCS / "results" / "systems.csv", merged(path, rows))
+
+
+def merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the file, new ones in the place of those of the same system."""
+    old: dict[str, Any] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            old = {row["system"]: row for row in csv.DictReader(file)}
+    return list((old | {row["system"]: row for row in rows}).values())
 
 
 def trained(name: str, folder: Path, seconds: float) -> tuple[Recipe, float]:
@@ -149,7 +157,7 @@ def distance(x: torch.Tensor) -> float:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer = csv.DictWriter(file, dict.fromkeys(k for row in rows for k in row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

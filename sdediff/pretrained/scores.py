@@ -1,5 +1,5 @@
 """Score networks of our own: `load("mnist")`. Each was made by `sdediff train --config NAME --out RUN` and put here by
-`python -m sdediff.pretrained.scores NAME RUN`; its training log lies beside it.
+`python -m sdediff.pretrained.pack NAME RUN`; its training log lies beside it.
 
 `digits`: 8x8, a perceptron of 0.57 M parameters; `digits-classes`: the same with classes; `mnist`: 28x28, a U-Net of 1.15 M parameters
 with classes, for use with and without guidance, stored in float16; `latent`: latent diffusion of the digits. All predict v from lam, on
@@ -8,12 +8,9 @@ VPLinear, and are smooth in time.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import torch
-
-from ..checkpoint import load_model, read, write
+from ..checkpoint import load_model
 from ..latent_diffusion import LatentDiffusion
 from ..names import UserError, nearest
 from ..score import ScoreNet
@@ -47,30 +44,3 @@ def load(name: str | Path) -> ScoreNet | LatentDiffusion:
 def digits_path() -> Path:
     """The committed digits network: a file for `load_model`."""
     return model_path("digits")
-
-
-def pack(name: str, run: Path, most: float = 4e6) -> Path:
-    """Put what a run of `sdediff train` made into the package, in float16 if it is larger than `most` bytes, and its log beside it."""
-    found = next(path for path in (run / "latent.safetensors", run / "model.safetensors") if path.exists())
-    tensors, about = read(found)
-    if sum(t.numel() * t.element_size() for t in tensors.values()) > most:
-        tensors = {k: t.half() if t.dtype == torch.float32 else t for k, t in tensors.items()}
-    target = FOLDER / f"{name}.safetensors"
-    write(target, tensors, about)
-    log = (run / "log.csv").read_text()
-    target.with_suffix(".log").write_text(f"# sdediff train --config {name}\n{log}")
-    return target
-
-
-def main() -> None:
-    """The command line of `pack`."""
-    parser = argparse.ArgumentParser(prog="python -m sdediff.pretrained.scores", description=pack.__doc__)
-    parser.add_argument("name")
-    parser.add_argument("run", type=Path)
-    given = parser.parse_args()
-    path = pack(given.name, given.run)
-    print(f"wrote {path} ({path.stat().st_size} bytes)")
-
-
-if __name__ == "__main__":
-    main()
