@@ -90,7 +90,7 @@ def trained(name: str, folder: Path, seconds: float) -> tuple[Recipe, float]:
     recipe = read_recipe(name)
     with tempfile.TemporaryDirectory() as trial:
         begin = None
-        for stage in run(replace(recipe.changed(steps=TRIAL), classifier={}), trial):
+        for stage in run(replace(recipe.changed(steps=TRIAL), classifier={}, sampling={}), trial):
             if stage.recipe.name == name and stage.progress.step == 2:
                 begin = time.process_time()
         assert begin is not None
