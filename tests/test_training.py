@@ -210,6 +210,16 @@ def test_a_run_of_other_settings_is_refused(tmp_path, settings, match):
         run(folder=tmp_path, **settings)
 
 
+@pytest.mark.parametrize(("clip", "beta2"), [(math.inf, 0.99), (1e-3, 0.99), (math.inf, 0.999)])
+def test_the_gradient_is_clipped_and_averaged_as_asked(tmp_path, clip, beta2):
+    first = next(iter(fit(network(), DATA, replace(SHORT, clip=clip, beta2=beta2), folder=tmp_path, save_every=1)))
+    tensors, _ = files.read(tmp_path / STATE)
+    mean, square = ([v.double() for k, v in tensors.items() if k.endswith(name)] for name in (".exp_avg", ".exp_avg_sq"))
+    length = min(float(first.norm), clip)  # of the gradient; Adam's averages begin at 0
+    assert sum(float(m.square().sum()) for m in mean) == pytest.approx((0.1 * length) ** 2, rel=1e-4)
+    assert sum(float(s.sum()) for s in square) == pytest.approx((1 - beta2) * length**2, rel=1e-4)
+
+
 def test_a_run_asked_for_more_steps_goes_on_and_says_where(tmp_path):
     flat = replace(SHORT, decay="constant")
     whole = run(flat)
