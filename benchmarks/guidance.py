@@ -157,7 +157,7 @@ def network_rows(model: Any, cases: list[Guidance], n: int, steps: int, batch: i
 
     real, of = features(data.x), data.labels
     assert of is not None
-    known, spread, floor = moments(real), _spread(real, of), noise_floor(real[: 2 * n])[0]
+    known, spread, floor = moments(real), _spread(real, of), noise_floor(real, repeats=4, size=n)[0]
     for guidance in cases:
         began = time.perf_counter()
         solver = DDIM() if isinstance(guidance, CFGPlusPlus) else None

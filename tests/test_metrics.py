@@ -122,6 +122,11 @@ def test_noise_floor_of_gaussian_features() -> None:
         noise_floor(x[:3])
     with pytest.raises(MetricError, match="2 repeats"):
         noise_floor(x, repeats=1)
+    for size in (1, len(x) - 1, len(x)):
+        with pytest.raises(MetricError, match="size"):
+            noise_floor(x, size=size)
+    assert noise_floor(x, repeats=5, size=len(x) // 2) == noise_floor(x, repeats=5)
+    assert noise_floor(x, repeats=20, size=len(x) // 10)[0] > 1.5 * mean  # fewer samples, a higher floor
 
 
 def test_noise_floor_halves_are_disjoint() -> None:

@@ -66,20 +66,24 @@ def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     return float((first.mean - second.mean).square().sum() + residual.square().sum())
 
 
-def noise_floor(features: Tensor, repeats: int = 10, seed: int = 0) -> tuple[float, float]:
+def noise_floor(features: Tensor, repeats: int = 10, seed: int = 0, size: int | None = None) -> tuple[float, float]:
     """Mean and standard deviation of the Frechet distance between random halves of features (n, d), n >= 4.
 
-    The distance is biased upward by about 1/n, so this is the floor for comparisons of n/2 against n/2 samples; larger
-    sets have a lower one. Raises MetricError for features that `moments` refuses, n < 4 or repeats < 2.
+    size: of the first set, the others being the second: the floor of `size` samples against data of about n. The distance is biased
+    upward by about 1/n, so the floor of halves is that of n/2 samples against n/2; larger sets have a lower one.
+    Raises MetricError for features that `moments` refuses, n < 4, repeats < 2, or a size that leaves fewer than 2 in either set.
     """
     n = len(features)
     if n < 4 or repeats < 2:
         raise MetricError(f"{n} samples, {repeats} repeats; expected at least 4 samples (2 a half) and 2 repeats.")
+    first, most = (n // 2, 2 * (n // 2)) if size is None else (size, n)
+    if not 2 <= first <= n - 2:
+        raise MetricError(f"size = {size} of {n} samples leaves fewer than 2 in one of the sets; expected 2 to {n - 2}.")
     generator = torch.Generator().manual_seed(seed)
-    values, half, distances = features.detach().cpu(), n // 2, []
+    values, distances = features.detach().cpu(), []
     for _ in range(repeats):
         order = torch.randperm(n, generator=generator)
-        distances.append(frechet_distance(values[order[:half]], values[order[half : 2 * half]]))
+        distances.append(frechet_distance(values[order[:first]], values[order[first:most]]))
     found = torch.tensor(distances, dtype=torch.float64)
     return float(found.mean()), float(found.std())
 
