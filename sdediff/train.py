@@ -353,14 +353,14 @@ def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
     if not path.exists():
         return
     tensors, found = checkpoint.read(path)
-    step, lengthened, planned = found.pop("step", 0), found.pop("lengthened", []), found.get("training", {}).get("steps", 0)
+    step, lengthened = found.pop("step", 0), found.pop("lengthened", [])
     # JSON turns tuples into lists
-    same = json.loads(json.dumps(about))
-    # in how many parts a batch is taken changes its sum's rounding only, like the number of processes
-    same["training"]["accumulate"] = found.get("training", {}).get("accumulate")
-    longer = planned < same["training"]["steps"]
-    if longer:
-        same["training"]["steps"] = planned
+    same, longer = json.loads(json.dumps(about)), False
+    if "training" in found:
+        asked, was = same["training"], {**asdict(Training()), **found["training"]}  # an option newer than the file has its default
+        longer = was["steps"] < asked["steps"]
+        # in how many parts a batch is taken changes its sum's rounding only, like the number of processes
+        found["training"] = {**was, "accumulate": asked["accumulate"], "steps": asked["steps"] if longer else was["steps"]}
     differing = [n for k in {**same, **found} if found.get(k) != same.get(k) for n in _differing(k, same.get(k), found.get(k))]
     if differing:
         raise UserError(f"{path} is the run of other settings (differing: {', '.join(differing)}): choose another folder, or remove it.")

@@ -233,6 +233,12 @@ def test_a_run_asked_for_more_steps_goes_on_and_says_where(tmp_path):
     run(replace(flat, steps=30), tmp_path, stop=2)
     run(replace(flat, steps=30), tmp_path)
     assert files.read(tmp_path / STATE)[1]["lengthened"] == [10, 24]
+    tensors, about = files.read(tmp_path / STATE)
+    del about["training"]["beta2"]  # a file older than the option
+    files.write(tmp_path / STATE, tensors, about)
+    run(replace(flat, steps=31), tmp_path)
+    with pytest.raises(UserError, match=r"other settings.*training\.beta2"):
+        run(replace(flat, steps=32, beta2=0.9), tmp_path)
     longer, folder = replace(SHORT, steps=30), tmp_path / "falling"
     falling = run(folder=folder, stop=12)
     assert [p.lr for p in fit(falling, DATA, longer, folder=folder)] == [longer.lr_at(k) for k in range(12, 30)]
