@@ -126,7 +126,8 @@ def test_noise_floor_of_gaussian_features() -> None:
         with pytest.raises(MetricError, match="size"):
             noise_floor(x, size=size)
     assert noise_floor(x, repeats=5, size=len(x) // 2) == noise_floor(x, repeats=5)
-    assert noise_floor(x, repeats=20, size=len(x) // 10)[0] > 1.5 * mean  # fewer samples, a higher floor
+    # sets of m and m': (d + d (d+1)/4) (1/m + 1/m')
+    assert noise_floor(x, repeats=40, size=100)[0] == pytest.approx(26 * (1 / 100 + 1 / 900), rel=0.15)
 
 
 def test_noise_floor_halves_are_disjoint() -> None:
