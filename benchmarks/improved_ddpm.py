@@ -76,18 +76,21 @@ def bound(model: Any, images: torch.Tensor, n: int, variance: str) -> tuple[floa
 def fitted(model: Any, known: torch.Tensor, images: torch.Tensor, n: int) -> tuple[float, float]:
     """The same with a variance for each step fitted to `known`; the standard error from ten parts of the images.
 
-    With q's own variance n^2 a step costs m = k^2 |x0 - x0_hat|^2 / (2 n^2) nats; with r n^2 it costs m/r + d/2 (1/r - 1 + ln r), least on
-    average at r = 1 + 2 m/d.
+    A step whose mean costs m nats with q's own variance costs least with 1 + 2 m/d times that.
     """
     d = images[0].numel()
     ratios = [1 + 2 * term.nats / d for term in measured(model, known, n, "small", times=n - 1).steps]
     values = []
     for index in torch.arange(len(images)).chunk(10):
         found = measured(model, images[index], n, "small", index, times=n - 1)
-        steps = sum(t.nats / r + d / 2 * (1 / r - 1 + math.log(r)) for t, r in zip(found.steps, ratios, strict=True))
-        values.append(float((found.parts.prior - found.parts.reconstruction).mean()) + steps)
+        values.append(float((found.parts.prior - found.parts.reconstruction).mean()) + sum(rescaled(found, ratios)))
     bits = torch.tensor(values) / (d * math.log(2))
     return float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
+
+
+def rescaled(small: Bound, ratios: list[float]) -> list[float]:
+    """What the steps cost with the variances r n^2: m/r + d/2 (1/r - 1 + ln r), where m = k^2 |x0 - x0_hat|^2/(2 n^2) is that with n^2."""
+    return [t.nats / r + small.dimension / 2 * (1 / r - 1 + math.log(r)) for t, r in zip(small.steps, ratios, strict=True)]
 
 
 def measured(model: Any, images: torch.Tensor, n: int, variance: str, index: torch.Tensor | None = None, times: int = TIMES) -> Bound:

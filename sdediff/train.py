@@ -366,8 +366,10 @@ def _resume(state: _State, path: Path, about: dict[str, Any]) -> None:
         raise UserError(f"{path} is the run of other settings (differing: {', '.join(differing)}): choose another folder, or remove it.")
     state.restore(tensors, path)
     state.step = step
-    if lengthened or longer:
-        about["lengthened"] = lengthened + [step] * longer
+    if longer and step:
+        lengthened = [*lengthened, step]
+    if lengthened:
+        about["lengthened"] = lengthened
 
 
 def _agree(state: _State, path: Path) -> None:
@@ -378,10 +380,11 @@ def _agree(state: _State, path: Path) -> None:
 
 
 def _differing(name: str, one: Any, two: Any) -> list[str]:
-    """The names of what differs: training.lr."""
-    if not (isinstance(one, dict) and isinstance(two, dict)):
-        return [name]
-    return [f"{name}.{k}" for k in {**one, **two} if one.get(k) != two.get(k)]
+    """What differs, of what is asked and what is there: "training.lr (0.001 asked, 0.002 there)"."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return [said for k in {**one, **two} if one.get(k) != two.get(k) for said in _differing(f"{name}.{k}", one.get(k), two.get(k))]
+    short = all(isinstance(v, int | float) for v in (one, two))
+    return [f"{name} ({one} asked, {two} there)" if short else name]
 
 
 def _save(state: _State, path: Path, about: dict[str, Any]) -> None:

@@ -460,3 +460,22 @@ def test_more_bad_input():
     broken = ScoreNet(lambda x, t: x / 0, VPLinear(), "eps")
     with pytest.raises(ModelError, match=r"NaN or infinity at time 1: check"):
         elbo(broken, X, K)
+
+
+# --- the improved-DDPM table --------------------------------------------------------------------------------------
+
+
+def test_steps_with_other_variances_cost_what_the_bound_with_them_says():
+    from improved_ddpm import rescaled
+
+    from sdediff.elbo.weights import Chain as Steps
+
+    knots = LogSNR().knots(VPLinear(), 12)
+    small, large = (elbo(MIX, X, knots, variance=v) for v in ("small", "large"))
+    of_large = Steps.of(knots, "large", 1.0)
+    ratios = [math.exp(v - q) for v, q in zip(of_large.log_large, of_large.log_q, strict=True)]
+    assert rescaled(small, ratios) == pytest.approx([t.nats for t in large.steps], rel=1e-10)
+    least = [1 + 2 * t.nats / small.dimension for t in small.steps]
+    for other in (0.9, 1.1):
+        away = rescaled(small, [other * r for r in least])
+        assert all(a > b for a, b in zip(away, rescaled(small, least), strict=True))

@@ -228,7 +228,7 @@ def test_a_run_asked_for_more_steps_goes_on_and_says_where(tmp_path):
     for file in ("model.safetensors", STATE):
         about = files.read(tmp_path / file)[1]
         assert (about["lengthened"], about["training"]["steps"]) == ([10], flat.steps), file
-    with pytest.raises(UserError, match=r"other settings.*training\.steps"):
+    with pytest.raises(UserError, match=r"other settings \(differing: training\.steps \(10 asked, 24 there\)\)"):
         run(replace(flat, steps=10), tmp_path)  # not shortened
     run(replace(flat, steps=30), tmp_path, stop=2)
     run(replace(flat, steps=30), tmp_path)
@@ -240,6 +240,10 @@ def test_a_run_asked_for_more_steps_goes_on_and_says_where(tmp_path):
     with pytest.raises(UserError, match=r"other settings.*training\.beta2"):
         run(replace(flat, steps=32, beta2=0.9), tmp_path)
     longer, folder = replace(SHORT, steps=30), tmp_path / "falling"
+    run(folder=folder, stop=1)
+    assert same(run(replace(SHORT, steps=25), folder, save_every=99), run(replace(SHORT, steps=25)))  # from step 0 it is the longer run
+    assert "lengthened" not in files.read(folder / STATE)[1]
+    folder = tmp_path / "falling on"
     falling = run(folder=folder, stop=12)
     assert [p.lr for p in fit(falling, DATA, longer, folder=folder)] == [longer.lr_at(k) for k in range(12, 30)]
 
