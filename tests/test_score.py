@@ -252,6 +252,8 @@ def test_labels_that_do_not_match_the_samples_end_in_a_sentence():
     for model in (ScoreNet(net, SCHEDULE), oracle):
         with pytest.raises(UserError, match="5 labels for 9 samples"):
             model.with_labels(torch.arange(5) % 2).rows(torch.arange(9))
+        with pytest.raises(UserError, match="5 labels for 6 samples"):
+            model.with_labels(torch.arange(5) % 2).rows(torch.tensor([5]))
         with pytest.raises(UserError, match="8 labels for 3 samples"):
             model.with_labels(torch.arange(8) % 2)(X[:3], t)
         assert model.with_labels(torch.arange(5) % 2).rows(torch.tensor([4, 2])).labels.tolist() == [0, 0]

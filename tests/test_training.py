@@ -303,6 +303,9 @@ def test_more_parts_go_on_in_the_same_folder_and_other_data_do_not(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     with pytest.raises(UserError, match=r"other settings.*data"):
         run(folder=tmp_path, data=DATA.flip(1) * 0.9)
+    middle = DATA[::13].mean()  # of the samples that are looked at
+    with pytest.raises(UserError, match=r"other settings.*data"):
+        run(folder=tmp_path, data=middle + 2 * (DATA - middle))  # the same sum
 
 
 def test_data_that_do_not_fit_the_network_are_refused_in_a_sentence():
