@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,7 +28,7 @@ import torch
 
 from . import schedules
 from .checkpoint import load_autoencoder, load_model, save_model, write_bytes
-from .data import DataError, Source, open_source
+from .data import Source, open_source
 from .external import DELEGATES
 from .grid import GRIDS
 from .guidance import ClassifierGuidance, guidance_named
@@ -43,6 +42,7 @@ from .schedule import Schedule
 from .score import ScoreNet
 from .solvers import named
 from .tasks import AutoencoderTask, ClassifierTask
+from .toml import built, known_keys, options_of, read_toml, toml_value
 from .train import Denoising, Progress, Task, Training, fit
 
 KINDS = ("score", "classifier", "autoencoder", "latent")
@@ -78,15 +78,15 @@ class Recipe:
         self.made_schedule()
         if self.kind in ("score", "latent"):
             self._objective()
-        _known(self.name, "model", self.model, ("conditional", *_options(ScoreNet, "net", "schedule", "labels", "shape")))
-        _known(self.name, "sampling", self.sampling, ("solver", "grid", "steps", "calls", "tolerance", "guidance", "n", "columns"))
+        known_keys(self.name, "model", self.model, ("conditional", *options_of(ScoreNet, "net", "schedule", "labels", "shape")))
+        known_keys(self.name, "sampling", self.sampling, ("solver", "grid", "steps", "calls", "tolerance", "guidance", "n", "columns"))
         if "solver" in self.sampling:
             named(self.sampling["solver"], DELEGATES)
         if "grid" in self.sampling:
             from_repr(self.sampling["grid"], {g.__name__: g for g in GRIDS}, "grid")
         leaning = guidance_named(self.sampling["guidance"]) if "guidance" in self.sampling else None
         for section in ("classifier", "autoencoder"):
-            _known(self.name, section, getattr(self, section), ("config", "path", "training"))
+            known_keys(self.name, section, getattr(self, section), ("config", "path", "training"))
             if getattr(self, section) or (section, self.kind) == ("autoencoder", "latent"):
                 self.companion(section)
         if self.classifier and self.kind != "score":
@@ -95,7 +95,7 @@ class Recipe:
             raise UserError(f"{self.name}: [sampling] guidance needs a [classifier], with config = or path =.")
         if self.network:
             network = _named(self.name, "network", self.network, NETWORKS)
-            _known(self.name, "network", self.network, ("name", *_options(network)))
+            known_keys(self.name, "network", self.network, ("name", *options_of(network)))
 
     def companion(self, what: str) -> Recipe | None:
         """The recipe of the "classifier" or "autoencoder" that this one needs, on the same data; None where its file is given."""
@@ -111,15 +111,15 @@ class Recipe:
 
     def how(self) -> Training:
         """[training]."""
-        return _built(self.name, "training", Training, self.training)
+        return built(self.name, "training", Training, self.training)
 
     def made_schedule(self) -> Schedule:
         """[schedule], VPLinear() where none is named."""
         made = _named(self.name, "schedule", self.schedule or {"name": "VPLinear"}, SCHEDULES)
-        return _built(self.name, "schedule", made, {k: v for k, v in self.schedule.items() if k != "name"})
+        return built(self.name, "schedule", made, {k: v for k, v in self.schedule.items() if k != "name"})
 
     def _objective(self) -> tuple[Loss, float]:
-        _known(self.name, "objective", self.objective, ("loss", "label_dropout"))
+        known_keys(self.name, "objective", self.objective, ("loss", "label_dropout"))
         return objective_named(self.objective.get("loss", "Objective()")), self.objective.get("label_dropout", 0.0)
 
     def source(self) -> Source:
@@ -129,27 +129,27 @@ class Recipe:
         if name is None and path is None:
             raise UserError(f"{self.name}: [data] needs name = (one of the known sets) or path = (a folder or a file).")
         named = name if path is None else Path(path)
-        return _built(self.name, "data", open_source, given, ("name", "path"), named)
+        return built(self.name, "data", open_source, given, ("name", "path"), named)
 
     def task(self, source: Source) -> Task:
         """What learns from this source: a freshly initialised network (a function of the seed) and its loss."""
         net: Any = self._network(source)
         if self.kind == "autoencoder":
-            return _built(self.name, "objective", AutoencoderTask, self.objective, (), net)
+            return built(self.name, "objective", AutoencoderTask, self.objective, (), net)
         schedule, given = self.made_schedule(), dict(self.model)
         if self.kind == "classifier":
-            return _built(self.name, "model", ClassifierTask, given, (), net, schedule)
+            return built(self.name, "model", ClassifierTask, given, (), net, schedule)
         given.pop("conditional", None)
         objective, dropout = self._objective()
-        model = _built(self.name, "model", ScoreNet, {**given, "shape": tuple(source.shape)}, (), net, schedule)
-        return _built(self.name, "objective", Denoising, {"objective": objective, "label_dropout": dropout}, (), model)
+        model = built(self.name, "model", ScoreNet, {**given, "shape": tuple(source.shape)}, (), net, schedule)
+        return built(self.name, "objective", Denoising, {"objective": objective, "label_dropout": dropout}, (), model)
 
     def _network(self, source: Source) -> torch.nn.Module:
         given = dict(self.network)
         if not given:
             raise UserError(f"{self.name}: there is no [network]: write one, with name = one of {', '.join(NETWORKS)}.")
         name = given.pop("name")
-        known = _options(NETWORKS[name])
+        known = options_of(NETWORKS[name])
         shape = source.shape
         filled = {
             "channels": shape[0],
@@ -164,7 +164,7 @@ class Recipe:
         options = {k: v for k, v in filled.items() if k in known and v is not None}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.how().seed)
-            return _built(self.name, "network", build, {"name": name, "config": {**options, **given}})
+            return built(self.name, "network", build, {"name": name, "config": {**options, **given}})
 
     def changed(self, **training: Any) -> Recipe:
         """The same with other options of [training]; None leaves one as it is."""
@@ -175,7 +175,7 @@ class Recipe:
         lines = [f"{k} = {json.dumps(getattr(self, k))}" for k in ("about", "kind")]
         for section in SECTIONS:
             given = getattr(self, section)
-            lines += ["", f"[{section}]", *(f"{k} = {_toml(v)}" for k, v in given.items())] if given else []
+            lines += ["", f"[{section}]", *(f"{k} = {toml_value(v)}" for k, v in given.items())] if given else []
         return "\n".join(lines) + "\n"
 
 
@@ -255,14 +255,6 @@ def companion_file(recipe: Recipe, what: str, folder: Path) -> Path:
     return Path(given) if given is not None else folder / what / "model.safetensors"
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # inf and nan are TOML's words too
-    return json.dumps(value)
-
-
 def configs() -> dict[str, str]:
     """The shipped recipes: names, and what each is."""
     return {path.stem: tomllib.loads(path.read_text()).get("about", "") for path in sorted(CONFIGS.glob("*.toml"))}
@@ -277,15 +269,10 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
     if path.suffix != ".toml":
         choose("config", str(config), configs())
         path = CONFIGS / f"{config}.toml"
-    try:
-        given = tomllib.loads(path.read_text())
-    except OSError as wrong:
-        raise UserError(f"there is no config {path} ({wrong.strerror}); shipped ones: {', '.join(configs())}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
-        raise UserError(f"{path} is not TOML: {wrong}.") from None
+    given = read_toml(path, list(configs()))
     for change in changes:
         _change(given, change)
-    _known(path.name, "", given, [f.name for f in fields(Recipe) if f.name != "name"])
+    known_keys(path.name, "", given, [f.name for f in fields(Recipe) if f.name != "name"])
     for section in SECTIONS:
         if not isinstance(given.get(section, {}), dict):
             raise UserError(f"{path.name}: {section} is a section: write [{section}] and its keys below.")
@@ -309,31 +296,8 @@ def _change(given: dict[str, Any], change: str) -> None:
     given[section][name] = read
 
 
-def _known(config: str, section: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in given:
-        if key not in known:
-            where = f"[{section}] has no key" if section else "there is no section or key"
-            raise UserError(f"{config}: {where} {key!r}.{nearest(key, known)} There are: {', '.join(known)}.")
-
-
-def _options(made: Any, *without: str) -> list[str]:
-    return [p for p in inspect.signature(made).parameters if p not in ("self", *without)]
-
-
 def _named(config: str, section: str, given: Mapping[str, Any], made: Mapping[str, Any]) -> Any:
     name = str(given.get("name"))
     if name not in made:
         raise UserError(f"{config}: [{section}] name = {name!r} does not exist.{nearest(name, made)} There are: {', '.join(made)}.")
     return made[name]
-
-
-def _built(config: str, section: str, made: Any, given: Mapping[str, Any], further: Sequence[str] = (), *first: Any) -> Any:
-    """made(*first, **given), where whatever does not fit is told of this section."""
-    known = _options(made)[len(first) :]
-    _known(config, section, given, [*known, *further])
-    try:
-        return made(*first, **given)
-    except (UserError, DataError) as wrong:
-        raise UserError(f"{config}: [{section}]: {wrong}") from None
-    except (TypeError, ValueError) as wrong:
-        raise UserError(f"{config}: [{section}] does not fit: {str(wrong).rstrip('.')}.") from None
