@@ -5,8 +5,48 @@ random halves of the real data, which a perfect sampler would also score.
 """
 
 from sdediff.metrics.errors import MetricError
-from sdediff.metrics.frechet import Moments, frechet_distance, moments, noise_floor
+from sdediff.metrics.estimate import Estimate, grouped, mean_of
+from sdediff.metrics.frechet import Features, Frechet, FrechetTo, Moments, frechet_distance, frechet_estimates, moments, noise_floor
 from sdediff.metrics.gaussianity import Gaussianity, gaussianity
-from sdediff.metrics.transport import sliced_wasserstein
+from sdediff.metrics.inception_score import inception_score, inception_scores
+from sdediff.metrics.kernel import KernelReference, Subsets, kernel_distance, kernel_distance_subsets
+from sdediff.metrics.manifolds import PRDC, DensityCoverage, Manifold, PrecisionRecall, density_coverage, prdc, precision_recall
+from sdediff.metrics.memorisation import Memorisation, memorisation
+from sdediff.metrics.statistics import Statistics
+from sdediff.metrics.transport import sliced_wasserstein, sliced_wasserstein_estimate, wasserstein
 
-__all__ = ["Gaussianity", "MetricError", "Moments", "frechet_distance", "gaussianity", "moments", "noise_floor", "sliced_wasserstein"]
+__all__ = [
+    "PRDC",
+    "DensityCoverage",
+    "Estimate",
+    "Features",
+    "Frechet",
+    "FrechetTo",
+    "Gaussianity",
+    "KernelReference",
+    "Manifold",
+    "Memorisation",
+    "MetricError",
+    "Moments",
+    "PrecisionRecall",
+    "Statistics",
+    "Subsets",
+    "density_coverage",
+    "frechet_distance",
+    "frechet_estimates",
+    "gaussianity",
+    "grouped",
+    "inception_score",
+    "inception_scores",
+    "kernel_distance",
+    "kernel_distance_subsets",
+    "mean_of",
+    "memorisation",
+    "moments",
+    "noise_floor",
+    "prdc",
+    "precision_recall",
+    "sliced_wasserstein",
+    "sliced_wasserstein_estimate",
+    "wasserstein",
+]

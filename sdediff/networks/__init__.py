@@ -17,7 +17,9 @@ from .autoencoder import Autoencoder, Reconstruction
 from .classifier import Classifier, NoisyClassifier
 from .dit import DiT
 from .embedding import ConditionEmbedding, Waves
+from .inception import Inception
 from .mlp import MLP
+from .resnet20 import ResNet20
 from .unet import UNet
 
 __all__ = [
@@ -27,9 +29,11 @@ __all__ = [
     "Classifier",
     "ConditionEmbedding",
     "DiT",
+    "Inception",
     "Network",
     "NoisyClassifier",
     "Reconstruction",
+    "ResNet20",
     "UNet",
     "Waves",
     "build",
