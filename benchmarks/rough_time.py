@@ -44,9 +44,10 @@ from sdediff import (
     solve,
     time_roughness,
 )
+from sdediff.data import open_source
 from sdediff.interop.hot_vs_cold import load_hot_vs_cold
-from sdediff.metrics import frechet_distance
-from sdediff.study.problem import Judge, mnist_problem
+from sdediff.metrics import frechet_distance, moments, noise_floor
+from sdediff.pretrained import feature_extractor
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -165,7 +166,7 @@ def samples(images: int) -> None:
     """What smoothing changes: the loss, and the samples."""
     raw, told = mnist_network(), Table("samples")
     smooth = smooth_time(raw)
-    loss = {k: losses(m, mnist_problem().real[:images]) for k, m in (("raw", raw), ("smoothed", smooth))}
+    loss = {k: losses(m, references(images)) for k, m in (("raw", raw), ("smoothed", smooth))}
     change = loss["smoothed"] - loss["raw"]
     told("eps loss, raw", float(loss["raw"].mean()))
     told("eps loss, smoothed", float(loss["smoothed"].mean()))
@@ -183,20 +184,27 @@ def samples(images: int) -> None:
 
 def frechet(n: int, calls: int) -> None:
     """The Frechet distance to the real images before and after, from the same latents."""
-    raw, problem, told = mnist_network(), mnist_problem(), Table("frechet")
-    judge = Judge.of(problem, n)
-    told(f"floor: halves of the real images, {n} each", judge.floor[0])
+    raw, real, told, classifier = mnist_network(), references(10_000), Table("frechet"), feature_extractor("mnist")
+    seen = torch.cat([classifier.features(2 * part) for part in real.split(1000)])
+    known, known_pixels = moments(seen), moments(2 * real.flatten(1))
+    told(f"floor: halves of the real images, {n} each", noise_floor(seen[: 2 * n])[0])
     made = {}
     for kind, model in (("raw", raw), ("smoothed", smooth_time(raw))):
         made[kind] = sample(model, n, calls=calls, seed=1, batch=100)
-        distances = judge.distances(made[kind])
-        told(f"{kind}, in features", distances["frechet"])
-        told(f"{kind}, in pixels", distances["frechet_pixels"])
-    features = {k: problem.features_of(v) for k, v in made.items()}
+    features = {k: torch.cat([classifier.features(2 * part) for part in v.split(1000)]) for k, v in made.items()}
+    for kind, x in made.items():
+        told(f"{kind}, in features", frechet_distance(features[kind], known))
+        told(f"{kind}, in pixels", frechet_distance(2 * x.flatten(1), known_pixels))
     told("between the two sets of samples, in features", frechet_distance(features["raw"], features["smoothed"]))
     off = (made["raw"] - made["smoothed"]).flatten(1).square().mean(1).sqrt()
     told(f"shift of the {n} samples at {calls} calls, RMS", float(off.square().mean().sqrt()))
     told("its median over samples", float(off.median()))
+
+
+def references(n: int) -> Tensor:
+    """n real images in the network's units, drawn from the training set."""
+    source = open_source("mnist")
+    return source.batch(torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:n])[0] / 2
 
 
 @torch.no_grad()

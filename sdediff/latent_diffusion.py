@@ -10,7 +10,7 @@ loses. `model.inner` is the model of z alone, for raw latents.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -122,6 +122,11 @@ def to_data(model: Model, states: Tensor) -> Tensor:
     if not isinstance(model, LatentDiffusion):
         return states
     return torch.cat([model.images(part) for part in states.split(_AT_ONCE)])
+
+
+def around(model: Model, wrap: Callable[[Model], Model]) -> Model:
+    """The model with something around it that sees every call: of a latent model around the one inside, so that it stays one."""
+    return replace(model, inner=wrap(model.inner)) if isinstance(model, LatentDiffusion) else wrap(model)
 
 
 # --- an autoencoder by itself ---------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def sample(
     solver: Solver | Delegate | None = None,
     grid: Grid | None = None,
     seed: int = 0,
+    first: int = 0,
     batch: int | None = None,
     start: tuple[Tensor, Knot] | None = None,
     shape: tuple[int, ...] | None = None,
@@ -103,8 +104,8 @@ def sample(
     `DDIM` and `EulerAncestral` are refused: they take other steps than it is made of); grid: the recommended one, or `LogSNR()` where a
     solver is named. tolerance instead: the error at the end that you accept, root mean square in units of the data; each sample then takes
     the steps that it needs, by `AdaptiveAdams()` or the solver named, and a warning says which did not get there. seed: sample i depends on
-    it and on i alone, whatever `batch` (samples at a time); start = (x, t): begin at these states and this knot instead. Of a
-    `LatentDiffusion` the samples are images; start, shape and tolerance are its latents'.
+    it and on i alone, whatever `batch` (samples at a time); first: draw the samples first, first + 1, ... of this seed; start = (x, t):
+    begin at these states and this knot instead. Of a `LatentDiffusion` the samples are images; start, shape and tolerance are its latents'.
     Raises `UserError`, `ModelError`.
     """
     positive("n", n)
@@ -131,13 +132,12 @@ def sample(
             raise UserError(f"start is at time {start[1].time:g}, below the whole grid, which ends at {knots[-1].time:g}.")
         knots = Fixed((start[1], *below), knots.lower_final)
     done = []
-    for first in range(0, n, batch):
-        size = min(batch, n - first)
-        x = latents(model, size, seed=seed, shape=shape, first=first, dtype=dtype) if start is None else start[0][first : first + size]
-        rows = torch.arange(first, first + size)
-        found = run(solver, model.rows(rows), x.to(device), knots, seed=seed, first=first)
+    for at in range(first, first + n, batch):
+        size = min(batch, first + n - at)
+        x = latents(model, size, seed=seed, shape=shape, first=at, dtype=dtype) if start is None else start[0][at - first :][:size]
+        found = run(solver, model.rows(torch.arange(at, at + size)), x.to(device), knots, seed=seed, first=at)
         if not found.reached:
-            warnings.warn(f"from sample {first} on: {found.reason}", stacklevel=2)
+            warnings.warn(f"from sample {at} on: {found.reason}", stacklevel=2)
         done.append(to_data(model, found.x))
     return torch.cat(done)
 

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from sdediff import (
     DDIM,
+    Angle,
     AsynchronousLeapfrog,
     Fixed,
     LogSNR,
+    RungeKutta,
     ScoreNet,
     Training,
     UserError,
@@ -43,10 +45,10 @@ from sdediff.checkpoint import load_autoencoder, read, save_autoencoder
 from sdediff.cli import app
 from sdediff.data import InMemory, digits
 from sdediff.latent_diffusion import LatentDiffusion, data_shape, encode_source, from_prior, latent_scale, to_data, to_states
+from sdediff.metrics import frechet_distance, moments
 from sdediff.networks import MLP, Autoencoder
-from sdediff.study.problem import Judge, Problem
-from sdediff.study.settings import CONFIGS, Cell
-from sdediff.study.sweep import converge, measure, starts
+from sdediff.pretrained import feature_extractor
+from sdediff.study import Job, Store, frame, problem_of, run, study_of
 
 DIGITS = digits()
 assert DIGITS.labels is not None
@@ -210,19 +212,28 @@ def test_an_image_through_the_sde():
     torch.testing.assert_close(back, to_data(m, to_states(m, IMAGES)), atol=1e-3, rtol=0)
 
 
-def test_a_study_of_a_latent_model_judges_images():
-    m, x = model(), DIGITS.x[:60]
-    problem = Problem("tiny", m, x, 1.0, lambda x: x.flatten(1)[:, 10:20], lambda x: (x.flatten(1)[:, 12] > 0).long())
-    judge = Judge.of(problem, 20)
-    z = latents(m, 30)
-    settings = replace(CONFIGS["digits"], samples=30)
-    assert torch.equal(starts(problem, settings, 0), z)
-    converged = converge(problem, z, 10)
-    assert converged.shape == (30, 1, 8, 8)
-    row, made = measure(problem, Cell(DDIM(), LogSNR(), 5), z, converged, judge, 0)
-    assert torch.equal(made, to_data(m, solve(DDIM(), m, z, LogSNR().knots(m.schedule, 5)).x))
-    assert row.error == pytest.approx(float((made - converged).square().mean().sqrt()))
-    assert all(math.isfinite(getattr(row, k)) for k in ("frechet", "frechet_pixels", "sliced_wasserstein"))
+def test_a_study_of_a_latent_model_judges_images(tmp_path):
+    save_model(tmp_path / "m.safetensors", model())
+    asked = {
+        "name": "tiny",
+        "samples": 30,
+        "metrics": ["frechet", "frechet@pixels"],
+        "model": {"checkpoint": str(tmp_path / "m.safetensors")},
+    }
+    asked |= {"data": {"name": "digits", "references": 100}, "features": {"extractor": "digits"}, "reference": {"calls": 40}}
+    study = study_of({**asked, "cells": [{"solvers": ["DDIM()"], "calls": [5]}]})
+    job = Job(study, problem_of(study), Store(tmp_path / "tiny"))
+    for _ in run(job):
+        pass
+    m = load_model(tmp_path / "m.safetensors")
+    knots = LogSNR().knots(m.schedule, 5)
+    made = to_data(m, solve(DDIM(), m, latents(m, 64), knots).x)[:30]
+    exact = to_data(m, solve(RungeKutta("rk4", Angle()), m, latents(m, 64), LogSNR().knots(m.schedule, 10)).x)[:30]
+    row = frame(tmp_path / "tiny").set_index("kind").loc["cell"]
+    assert made.shape == (30, 1, 8, 8)
+    assert row["error"] == pytest.approx(float((made - exact).square().mean().sqrt()), rel=1e-5)
+    real = moments(feature_extractor("digits").features(job.problem.real_images(0, 100)))
+    assert row["frechet"] == pytest.approx(frechet_distance(feature_extractor("digits").features(made), real), rel=1e-3)
 
 
 def test_the_command_line(tmp_path):

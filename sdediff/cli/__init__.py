@@ -18,7 +18,8 @@ from .console import complain, err, warnings_said
 from .inversion import decode, encode, interpolate
 from .likelihood import likelihood
 from .sampling import sample, solvers
-from .study import study
+from .statistics import statistics
+from .study import app as study
 from .training import list_configs, train
 
 app = typer.Typer(
@@ -27,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (study, train, sample, solvers, encode, decode, interpolate, likelihood):
+for command in (train, sample, solvers, encode, decode, interpolate, likelihood, statistics):
     app.command()(command)
+app.add_typer(study, name="study")
 app.command("configs")(list_configs)
 
 INTERRUPTED = 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from .. import sampling
 from ..checkpoint import load_classifier
-from ..guidance import ClassifierGuidance, guidance_named, guided, noise_apart
+from ..classes import labels_named, leaning, repeated
+from ..guidance import ClassifierGuidance, guidance_named, noise_apart
 from ..latent_diffusion import LatentDiffusion, data_shape
 from ..names import UserError, label, positive
-from ..prediction import Labelled, Model
+from ..prediction import Model
 from ..recipe import Recipe, companion_file
 from ..score import ScoreNet
 from ..solver import Delegate, Solver
@@ -44,16 +44,17 @@ def draw(
     calls: int | None = None,
     tolerance: float | None = None,
     seed: int = 0,
+    first: int = 0,
+    total: int | None = None,
     batch: int | None = None,
 ) -> Drawn:
-    """n samples; every option as a text of the command line. Steps default to 20."""
+    """n samples; every option as a text of the command line. Steps default to 20. first, total: these are some of so many samples."""
     steps = 20 if steps is None and calls is None and tolerance is None else steps
-    told = None if labels is None else labels_named(labels, positive("n", n))
-    asked = _leaning(model, guidance, told, classifier)
+    told = None if labels is None else repeated(labels_named(labels), positive("n", n) if total is None else total)
+    asked = asked_of(model, guidance, told, classifier)
     method, places = solver_named(solver), grid_named(grid)
-    x = sampling.sample(
-        asked, n, device=_device(model), steps=steps, calls=calls, tolerance=tolerance, solver=method, grid=places, seed=seed, batch=batch
-    )
+    how: dict[str, Any] = {"steps": steps, "calls": calls, "tolerance": tolerance, "solver": method, "grid": places}
+    x = sampling.sample(asked, n, device=_device(model), seed=seed, first=first, batch=batch, **how)
     default = AdaptiveAdams() if tolerance is not None else sampling.recommend(model.schedule, steps or calls or 1)[0]
     default = DDIM() if noise_apart(asked) else default
     return Drawn(x, method or default, told)
@@ -91,18 +92,11 @@ def draw_as(recipe: Recipe, model: Model, path: Path, folder: Path | None = None
     figures.sheet([("", part) for part in found.x.split(columns)], path, title=f"{recipe.about}: {label(found.solver)}", columns=columns)
 
 
-def labels_named(text: str, n: int) -> Tensor:
-    """n labels from a text: "3", "0,1,7" or "0-9", over and over until there are n."""
-    found: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-    except ValueError:
-        found = []
-    if not found:
-        raise UserError(f"--labels takes whole numbers, commas and ranges, e.g. 3 or 0,1,7 or 0-9, not {text!r}.")
-    return torch.tensor(found).repeat(-(-n // len(found)))[:n]
+def asked_of(model: Model, guidance: str | None, labels: Tensor | None, classifier: Path | None) -> Model:
+    """The model of these labels, under the guidance of this text, with the classifier of this file."""
+    made = None if guidance is None else guidance_named(guidance)
+    net = load_classifier(classifier) if classifier is not None and isinstance(made, ClassifierGuidance) else None
+    return leaning(model, made, labels, net)
 
 
 def _device(model: Any) -> torch.device | str:
@@ -115,22 +109,3 @@ def _device(model: Any) -> torch.device | str:
 def _classes(model: Any) -> int | None:
     inner = model.inner if isinstance(model, LatentDiffusion) else model
     return inner.classes if isinstance(inner, ScoreNet) else None
-
-
-def _leaning(model: Any, guidance: str | None, labels: Tensor | None, classifier: Path | None) -> Model:
-    """The model of these labels, under this guidance."""
-    if isinstance(model, LatentDiffusion):
-        return replace(model, inner=_leaning(model.inner, guidance, labels, classifier))
-    if guidance is None:
-        if labels is None:
-            return model
-        if not isinstance(model, Labelled):
-            raise UserError(f"{type(model).__name__} takes no labels: leave out --labels.")
-        return model.with_labels(labels)
-    made = guidance_named(guidance)
-    if isinstance(made, ClassifierGuidance):
-        if classifier is None:
-            raise UserError("ClassifierGuidance needs the file of a classifier of noisy images: --classifier PATH.")
-        own = model.with_labels(labels) if _classes(model) is not None else model
-        return guided(own, made, labels, classifier=load_classifier(classifier))
-    return guided(model, made, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import data_folder
 from ..interop.hot_vs_cold import load_hot_vs_cold
-from ..latent_diffusion import LatentDiffusion
+from ..latent_diffusion import LatentDiffusion, around
 from ..names import UserError
 from ..prediction import Model, Prediction
 from ..pretrained.scores import load
@@ -62,7 +62,7 @@ class Watched:
 
 def watched(model: Model, tell: Callable[[int], None]) -> Model:
     """The model, telling of every call: of a latent model the one inside, so that it stays a latent model."""
-    return replace(model, inner=watched(model.inner, tell)) if isinstance(model, LatentDiffusion) else Watched(model, tell)
+    return around(model, lambda inner: Watched(inner, tell))
 
 
 def model_named(checkpoint: Path | None) -> tuple[ScoreNet | LatentDiffusion, tuple[float, float] | None]:

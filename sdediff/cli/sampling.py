@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from torch import Tensor
 
+from ..accelerated import processes
 from ..checkpoint import write
 from ..external import DELEGATES
 from ..names import label
 from ..pretrained.scores import load
+from ..shards import GROUP, shards
 from ..solver import Delegate, Solver
 from ..solvers import SOLVERS
-from .console import CheckpointOption, GridOption, SolverOption, checkpoint_path, out, print_table
+from ..study.problem import model_mark, networks
+from .console import CheckpointOption, GridOption, SolverOption, bar, checkpoint_path, out, print_table
 from .drawing import draw
 from .files import target_for
 
@@ -31,13 +36,20 @@ def sample(
     classifier: Annotated[Path | None, typer.Option(help="A classifier of noisy images, for ClassifierGuidance.")] = None,
     seed: Annotated[int, typer.Option(help="Sample i is a function of the seed and i.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples at a time.")] = None,
-    file: Annotated[Path, typer.Option("--out", help="A .png sheet of images, or a .safetensors of the states.")] = Path("samples.png"),
+    file: Annotated[
+        Path, typer.Option("--out", help="A .png sheet of images, a .safetensors of the states, or a folder of shards, for many.")
+    ] = Path("samples.png"),
+    size: Annotated[int, typer.Option("--shard", help="Samples in a file of a folder.")] = 1024,
+    kind: Annotated[str, typer.Option("--as", help="Files of a folder: npz (bytes of images) or safetensors (float32).")] = "npz",
 ) -> None:
-    """Draw samples from a trained network; steps default to 20."""
+    """Draw samples from a trained network; steps default to 20. A folder of shards goes on after a stop, and is shared under torchrun."""
     from ..study import figures
 
-    target = target_for(file, (".png", ".safetensors"))
+    target = target_for(file, (".png", ".safetensors", ""))
     model = load(checkpoint_path(checkpoint))
+    if target.kind == "":
+        asked = {"labels": labels, "guidance": guidance, "solver": solver, "grid": grid, "steps": steps, "calls": calls}
+        return _stream(model, n, {**asked, "tolerance": tolerance, "seed": seed}, classifier, file, size, kind)
     found = draw(
         model, n, labels=labels, guidance=guidance, classifier=classifier, solver=solver, grid=grid, steps=steps, calls=calls,
         tolerance=tolerance, seed=seed, batch=batch,
@@ -49,6 +61,29 @@ def sample(
         about = {"grid": grid, "calls": calls, "steps": steps, "tolerance": tolerance, "seed": seed, "labels": labels, "guidance": guidance}
         write(file, {"x": found.x}, {"solver": repr(found.solver), **about})
     out.print(f"wrote {file}: {n} samples by {label(found.solver)}", soft_wrap=True)
+
+
+def _stream(model: Any, n: int, asked: dict[str, Any], classifier: Path | None, folder: Path, size: int, kind: str) -> None:
+    """Write shards, each process its own; the first one shows a bar."""
+    among = processes(sharded=False)
+    for net in networks(model):
+        net.to(among.device or "cpu")
+    about = {**asked, "classifier": None if classifier is None else str(classifier), "weights": model_mark(model, tuple(model.shape or ()))}
+    if asked["steps"] is asked["calls"] is asked["tolerance"] is None:
+        about["steps"] = 20
+
+    def some(first: int, count: int) -> Tensor:
+        return draw(model, count, first=first, total=first + count, classifier=classifier, batch=GROUP, **asked).x
+
+    with bar("sampling", n, "samples") if among.rank == 0 else nullcontext(lambda *_: None) as advance:
+        done = there = 0
+        for shard in shards(some, n, folder, about, kind=kind, size=size, among=among):
+            there += shard.there
+            more = min(shard.n * among.count, n - done)  # the other processes are about as far
+            done += more
+            advance(more, shard.path.name)
+    if among.rank == 0:
+        out.print(f"wrote {folder}: {n} samples in shards of {size}" + (f", {there} of them there before" if there else ""), soft_wrap=True)
 
 
 def solvers() -> None:

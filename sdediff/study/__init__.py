@@ -1,32 +1,71 @@
-"""Step count against quality: a model, its solvers, the same latents for all, the tables and the pictures.
+"""Step count against quality: which solver, at how many network calls, with an interval that can be believed.
 
-`study(problem, settings, folder)` is the whole of it; `sdediff study` is its face at the command line.
+    study = read_study("mnist")
+    job = Job(study, problem_of(study), Store(Path("runs/mnist")))
+    for progress in run(job): ...
+    found = write_report("runs/mnist")
+
+`sdediff study` is its face at the command line; docs/study.md says what the numbers mean and what the files hold.
 """
 
-from .outcome import Outcome
-from .problem import Judge, Problem, digits_problem, mnist_problem
-from .run import Progress, study
-from .settings import CONFIGS, DIGITS, MNIST, Cell, Settings, quick
-from .sweep import Results, Row
-from .tables import adaptive, by_calls, consistency
+from .analysis import Gathered, Group, against, chosen, consistency, difference, findings_of, front_of, groups_of, ties, verdict
+from .cells import CHUNK, Cell, Product, Study, changed, quick, read_study, shipped, study_of
+from .estimate import Plan, Planned, plan
+from .findings import Findings, Interval, Line, Sheet
+from .gather import gathered, merge, open_folder, write_report
+from .job import Job, Progress, all_hear, run
+from .judge import Judge, column, title
+from .problem import Problem, problem_of
+from .results import estimates, frame
+from .store import Chunk, Record, Store
+from .work import Real, Sampling
 
 __all__ = [
-    "CONFIGS",
-    "DIGITS",
-    "MNIST",
+    "CHUNK",
     "Cell",
+    "Chunk",
+    "Findings",
+    "Gathered",
+    "Group",
+    "Interval",
+    "Job",
     "Judge",
-    "Outcome",
+    "Line",
+    "Plan",
+    "Planned",
     "Problem",
+    "Product",
     "Progress",
-    "Results",
-    "Row",
-    "Settings",
-    "adaptive",
-    "by_calls",
+    "Real",
+    "Record",
+    "Sampling",
+    "Sheet",
+    "Store",
+    "Study",
+    "against",
+    "all_hear",
+    "changed",
+    "chosen",
+    "column",
     "consistency",
-    "digits_problem",
-    "mnist_problem",
+    "difference",
+    "estimates",
+    "findings_of",
+    "frame",
+    "front_of",
+    "gathered",
+    "groups_of",
+    "merge",
+    "open_folder",
+    "plan",
+    "problem_of",
     "quick",
-    "study",
+    "read_study",
+    "run",
+    "shipped",
+    "study_of",
+    "ties",
+    "title",
+    "verdict",
+    "write_report",
 ]

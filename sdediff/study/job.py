@@ -1,53 +1,239 @@
-"""The whole study as a generator of progress; it writes everything into one folder."""
+"""Run a study: every piece of work once, whoever does it, in chunks that are shared by the processes of a job.
+
+A process that ends takes with it the chunk it was at. Others of its job say so and end; the same command goes on. Two jobs on one folder
+share its cells: each is held by one of them at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
-from typing import NamedTuple
+import json
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
-from ..checkpoint import write_bytes
+import torch
+
+from ..metrics import MetricError
 from ..names import UserError
-from .extras import midpoints, round_trips
-from .outcome import Outcome
-from .page import draw, write_page
-from .problem import Judge, Problem
-from .settings import Settings
-from .sweep import DDIM_CURVE, DDPM_CURVE, Results, sweep
-from .tables import consistency
+from ..prediction import ModelError
+from ..processes import Alone, Processes
+from .cells import Study, study_of
+from .extras import Extras
+from .judge import Judge
+from .problem import Problem
+from .results import write_results
+from .store import Chunk, Record, Store
+from .work import Real, Sampling, Work, judge_of
+
+DONE, RUN, BUSY = 0, 1, 2
+ORDER = "order.json"  # the ids of the study's records, in order
+_LONG = 0.5  # seconds between two looks at a cell that another job is running
 
 
 class Progress(NamedTuple):
-    """Network calls (about) that the last piece of work took, and what it was."""
+    """After a chunk or a piece of work. calls: network calls of 64 samples since the last; record: of work that is over, now or before."""
 
-    calls: int
-    what: str
+    work: Work
+    calls: float
+    record: Record | None = None
+    waits: bool = False  # for another job
 
 
-def study(problem: Problem, settings: Settings, folder: str | Path, command: str = "sdediff study") -> Iterator[Progress | Outcome]:
-    """Run a study and write results.csv, the pictures and report.html into `folder`. Yields `Progress`, and at last the `Outcome`.
+@dataclass(frozen=True)
+class Job:
+    """A study, its problem, its folder, and who runs it; `works` is everything in the order in which it is done."""
 
-    results.csv is written whole after every seed; every file appears only when it is complete. Raises `UserError` if the folder cannot
-    be written, or pandas or POT is missing, before anything is run.
+    study: Study
+    problem: Problem
+    store: Store
+    among: Processes = field(default_factory=Alone)
+    threads: int = 1
+
+    @cached_property
+    def works(self) -> list[Work]:
+        """The real images, the converged flow of each guidance and seed, the cells."""
+        real = Real(self.study, self.problem)
+
+        @cache
+        def judge() -> Judge:
+            record = self.store.record(real.id)
+            if record is None:
+                raise UserError(f"the record of the real images is not there, in {self.store.folder}: run the study again.")
+            return judge_of(self.study, self.problem.extractor, record.tensors, self.problem.statistics)
+
+        device = self.among.device or torch.device("cpu")
+        common: dict[str, Any] = {"store": self.store, "judge": judge, "threads": self.threads, "device": device}
+        flows = {
+            (cell.guidance, cell.seed): Sampling(self.study, self.problem, cell, converges=True, **common)
+            for cell in self.study.references()
+        }
+        cells = [
+            Sampling(self.study, self.problem, cell, reference=flows.get((cell.guidance, cell.seed)), **common)
+            for cell in self.study.cells()
+        ]
+        extras = [Extras(self.study, self.problem, judge)] if self.study.extras else []
+        return [real, *flows.values(), *cells, *extras]
+
+
+def run(job: Job, again: bool = False) -> Iterator[Progress]:
+    """Do all that is not done; yields `Progress`. again: cells that failed are tried once more.
+
+    results.csv and costs.csv are written after every cell. A cell that fails is recorded with the reason, and the rest goes on. Raises
+    `UserError` if the folder is another study's or cannot be written, and `ModelError` if another process of the job has ended.
     """
-    for module, name in (("pandas", "pandas"), ("ot", "POT")):
-        if find_spec(module) is None:
-            raise UserError(f"the study needs {name}, which is not installed: pip install 'sdediff[study]'.")
-    folder = Path(folder)
-    write_bytes(folder / "settings.txt", f"{command}\n{settings}\n".encode())
-    judge, results = Judge.of(problem, settings.samples), Results()
-    per_seed = len(settings.cells()) + 1
-    for i, calls in enumerate(sweep(problem, settings, judge, results), start=1):
-        if i % per_seed == 0:
-            write_bytes(folder / "results.csv", results.frame().to_csv(index=False).encode())
-        yield Progress(calls, results.rows[-1].solver if results.rows else "the converged flow")
-    trips = []
-    for trip in round_trips(problem, settings):
-        trips.append(trip)
-        yield Progress(2 * (trip["steps"] or 100), "round trips")
-    middle = list(midpoints(problem, settings, judge))
-    outcome = Outcome(results, judge, trips, consistency(problem, results, (DDIM_CURVE, DDPM_CURVE)), middle)
-    pictures = draw(problem, settings, outcome, folder)
-    write_page(problem, settings, outcome, folder, pictures, command)
-    yield outcome
+    among, works = job.among, job.works
+    if among.rank == 0:
+        _claim(job)
+    busy: list[Work] = []
+    for work in works:
+        found = yield from _do(job, work, again, wait=isinstance(work, Real) or work.kept)
+        if not found:
+            busy.append(work)
+    for work in busy:
+        yield from _do(job, work, again, wait=True)
+    if among.rank == 0:
+        _write(job)
+    _together(job, among.meet)
+
+
+def _write(job: Job) -> None:
+    """results.csv and costs.csv of the cells that are over."""
+    cells = [w.id for w in job.works if isinstance(w, Sampling)]
+    write_results(job.store, job.study, {i: r for i in cells if (r := job.store.record(i)) is not None})
+
+
+def _claim(job: Job) -> None:
+    """Write down what is asked; `UserError` in the folder of another study."""
+    text = job.store.text("study.toml")
+    if text is not None:
+        held = study_of(tomllib.loads(text), "study.toml").name
+        if held != job.study.name:
+            raise UserError(
+                f"{job.store.folder} is the folder of the study {held!r}, not of {job.study.name!r}: give another folder, or the same name."
+            )
+    job.store.tidy()
+    job.store.write_text("study.toml", job.study.text())
+    job.store.write_text(ORDER, json.dumps([{"kind": w.about()["kind"], "id": w.id} for w in job.works], indent=1) + "\n")
+
+
+def _do(job: Job, work: Work, again: bool, wait: bool) -> Iterator[Progress]:
+    """Do a piece of work unless it is done; whether it is done now (else another job is doing it)."""
+    with ExitStack() as stack:
+        state = DONE
+        if job.among.rank == 0:
+            state = yield from _look(job, work, again, wait, stack)
+        state = _told(job, state)
+        if state == RUN:
+            yield from _run(job, work)
+        if state != BUSY:
+            record = job.store.record(work.id) if job.among.rank == 0 else None
+            yield Progress(work, work.chunks * work.calls if state == DONE else 0.0, record)
+    return state != BUSY
+
+
+def _look(job: Job, work: Work, again: bool, wait: bool, stack: ExitStack) -> Iterator[Progress]:
+    """Whether the work is to be run here: then it is locked."""
+
+    def done() -> bool:
+        record = job.store.record(work.id)
+        return record is not None and not (again and record.failed)
+
+    if done():
+        return DONE
+    while not stack.enter_context(job.store.lock(work.id, _LONG if wait else 0.0)):
+        if not wait:
+            return BUSY
+        yield Progress(work, 0.0, waits=True)
+    return DONE if done() else RUN
+
+
+def _run(job: Job, work: Work) -> Iterator[Progress]:
+    """This process's share of the chunks, and, in the first process, the record."""
+    store, among = job.store, job.among
+    there = torch.zeros(work.chunks)
+    if among.rank == 0:
+        for number in store.finished(work.id):
+            there[number] = float(number < work.chunks and store.chunk(work.id, number) is not None)
+    there = _shared(job, there)
+    if bool(there.any()):
+        yield Progress(work, float(there.sum()) * work.calls / among.count)
+    missing = [int(i) for i in (there == 0).nonzero()]
+    reason = ""
+    for number in missing[among.rank :: among.count]:
+        chunk, reason = _tried(lambda number=number: work.run(number))
+        if chunk is None:
+            break
+        store.write_chunk(work.id, chunk)
+        yield Progress(work, work.calls)
+    if reason:
+        store.write_text(f"parts/{work.id}/failed-{among.rank}.txt", reason)
+    failed = _together(job, lambda: among.gather(torch.tensor([float(bool(reason))], device=among.device)))
+    if among.rank != 0:
+        return
+    if bool(failed.any()):
+        reasons = [store.text(f"parts/{work.id}/failed-{rank}.txt") for rank in failed.nonzero().flatten().tolist()]
+        record = _failure(work, next((r for r in reasons if r), "another process failed"))
+    else:
+        finished, reason = _tried(lambda: work.finish(lambda: _all(store, work)))
+        record = _failure(work, reason) if finished is None else finished
+    store.write_record(work.id, record)
+    if not (work.kept and record.failed is None):
+        store.drop_chunks(work.id)
+    _write(job)
+
+
+def _all(store: Store, work: Work) -> Iterator[Chunk]:
+    """The chunks of a piece of work, in order."""
+    for number in range(work.chunks):
+        chunk = store.chunk(work.id, number)
+        if chunk is None:
+            raise UserError(f"chunk {number} of {work.id} is gone from {store.folder}: run the study again.")
+        yield chunk
+
+
+def _tried(what: Callable[[], Any]) -> tuple[Any, str]:
+    """What it gives, or None and the reason why not, with the traceback of what nobody foresaw."""
+    try:
+        return what(), ""
+    except (UserError, ModelError, MetricError) as wrong:
+        return None, str(wrong)
+    except Exception as wrong:
+        return None, f"{type(wrong).__name__}: {wrong}\n{traceback.format_exc()}"
+
+
+def _failure(work: Work, reason: str) -> Record:
+    told, _, trace = reason.partition("\n")
+    return Record({**work.about(), "status": "failed", "reason": told, "traceback": trace}, {})
+
+
+def _told(job: Job, value: int) -> int:
+    """What the first process says."""
+    return int(_shared(job, torch.tensor([float(value)]))[0])
+
+
+def _shared(job: Job, values: torch.Tensor) -> torch.Tensor:
+    """The first process's values (n,), in all."""
+    gathered = _together(job, lambda: job.among.gather(values.to(job.among.device or "cpu")[None]))
+    return gathered[0].cpu()
+
+
+def _together(job: Job, what: Callable[[], Any]) -> Any:
+    """Something that all processes do at once. `ModelError` if one of them has ended."""
+    try:
+        return what()
+    except RuntimeError as wrong:
+        if not job.among.lost(wrong):
+            raise
+        raise ModelError(
+            f"one of the {job.among.count} processes ended: its own message, or that of what started it, says why. Finished chunks are "
+            f"kept in {job.store.folder}: give the same command again, and the study goes on."
+        ) from None
+
+
+def all_hear(job: Job, value: int) -> int:
+    """The first process's number, in all."""
+    return _told(job, value)
