@@ -42,7 +42,7 @@ from .schedule import Schedule
 from .score import ScoreNet
 from .solvers import named
 from .tasks import AutoencoderTask, ClassifierTask
-from .toml import built, known_keys, options_of, read_toml, toml_value
+from .toml import built, change_key, known_keys, options_of, read_toml, toml_value
 from .train import Denoising, Progress, Task, Training, fit
 
 KINDS = ("score", "classifier", "autoencoder", "latent")
@@ -271,29 +271,12 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
         path = CONFIGS / f"{config}.toml"
     given = read_toml(path, list(configs()))
     for change in changes:
-        _change(given, change)
+        change_key(given, change, SECTIONS, "training.steps=1000")
     known_keys(path.name, "", given, [f.name for f in fields(Recipe) if f.name != "name"])
     for section in SECTIONS:
         if not isinstance(given.get(section, {}), dict):
             raise UserError(f"{path.name}: {section} is a section: write [{section}] and its keys below.")
     return Recipe(path.stem, **given)
-
-
-def _change(given: dict[str, Any], change: str) -> None:
-    key, equals, value = change.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (equals and dot and name):
-        raise UserError(f"{change!r} changes nothing: write section.key=value, e.g. training.steps=1000.")
-    if section not in SECTIONS:
-        raise UserError(f"there is no section [{section}].{nearest(section, SECTIONS)} There are: {', '.join(SECTIONS)}.")
-    value = value.strip()
-    try:
-        read = tomllib.loads(f"x = {value.lower() if value in ('True', 'False') else value}")["x"]
-    except tomllib.TOMLDecodeError:
-        read = value  # a text without quotes
-    if not isinstance(given.setdefault(section, {}), dict):
-        raise UserError(f"{section} is a section: write [{section}] and its keys below.")
-    given[section][name] = read
 
 
 def _named(config: str, section: str, given: Mapping[str, Any], made: Mapping[str, Any]) -> Any:

@@ -109,7 +109,7 @@ def sample(
     Raises `UserError`, `ModelError`.
     """
     positive("n", n)
-    solver = _as_ddim(solver, tolerance) if noise_apart(model) else solver
+    solver = as_ddim(solver, tolerance) if noise_apart(model) else solver
     batch = n if batch is None else positive("batch", batch)
     if start is not None and len(start[0]) != n:
         raise UserError(f"start has {len(start[0])} states, but n = {n} samples were asked for.")
@@ -142,8 +142,8 @@ def sample(
     return torch.cat(done)
 
 
-def _as_ddim(solver: Solver | Delegate | None, tolerance: float | None) -> Solver:
-    """The solver of a CFG++ model."""
+def as_ddim(solver: Solver | Delegate | None, tolerance: float | None) -> Solver:
+    """The solver of a CFG++ model; `UserError` for one that takes other steps than it is made of."""
     if tolerance is not None:
         raise UserError("CFG++ has no limit of small steps, so no tolerance: give steps=, or take ClassifierFree(scale).")
     if solver is None:

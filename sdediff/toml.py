@@ -30,7 +30,7 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # inf and nan are TOML's words too
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML knows no surrogate pairs
 
 
 def known_keys(config: str, section: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -39,6 +39,24 @@ def known_keys(config: str, section: str, given: Mapping[str, Any], known: Seque
         if key not in known:
             where = f"[{section}] has no key" if section else "there is no section or key"
             raise UserError(f"{config}: {where} {key!r}.{nearest(key, known)} There are: {', '.join(known)}.")
+
+
+def change_key(given: dict[str, Any], change: str, sections: Sequence[str], example: str) -> None:
+    """Set one key as a text says, "section.key=value". `UserError` for another text, or a section that does not exist."""
+    key, equals, value = change.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise UserError(f"{change!r} changes nothing: write section.key=value, e.g. {example}.")
+    if section not in sections:
+        raise UserError(f"there is no section [{section}].{nearest(section, sections)} There are: {', '.join(sections)}.")
+    value = value.strip()
+    try:
+        read = tomllib.loads(f"x = {value.lower() if value in ('True', 'False') else value}")["x"]
+    except tomllib.TOMLDecodeError:
+        read = value  # a text without quotes
+    if not isinstance(given.setdefault(section, {}), dict):
+        raise UserError(f"{section} is a section: write [{section}] and its keys below.")
+    given[section][name] = read
 
 
 def options_of(made: Any, *without: str) -> list[str]:

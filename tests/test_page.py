@@ -6,7 +6,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def example(hostile: str = "", copies: int = 1, images: bool = True) -> Findings
             seconds=0.9 * made + 3, network=0.93 - 0.3 / made, memory=3.2e8 + 1e6 * made,
         ))  # fmt: skip
         if images:
-            blurred = digits[:14] + min(1.0, 2.5 * error) * np.random.default_rng(len(lines) if noisy else 7).standard_normal((14, 8, 8)) * 0.5
+            blurred = (
+                digits[:14] + min(1.0, 2.5 * error) * np.random.default_rng(len(lines) if noisy else 7).standard_normal((14, 8, 8)) * 0.5
+            )
             sheets.append(Sheet(name + hostile, calls or round(made), (255 * blurred.clip(0, 1)).astype(np.uint8)[..., None]))
 
     for copy in range(copies):
@@ -74,7 +77,14 @@ def example(hostile: str = "", copies: int = 1, images: bool = True) -> Findings
                 made = calls if name != "Heun" else 2 * (calls // 2)
                 line(name + tag, solver, calls, made, 0.9 * (3.5 / calls) ** order * (1 + 0.1 * copy), noisy)
         for tolerance, made in ((1e-1, 21.4), (1e-2, 47.3), (1e-3, 88.9)):
-            line(f"RK45 adaptive{f' {copy}' if copy else ''}", f"RungeKutta('dopri5', rtol={tolerance})", None, made, 0.2 * tolerance**0.8, False)
+            line(
+                f"RK45 adaptive{f' {copy}' if copy else ''}",
+                f"RungeKutta('dopri5', rtol={tolerance})",
+                None,
+                made,
+                0.2 * tolerance**0.8,
+                False,
+            )
 
     values = [x.measures["frechet"].value for x in lines]
     best = int(np.argmin(values))
@@ -94,7 +104,7 @@ def example(hostile: str = "", copies: int = 1, images: bool = True) -> Findings
         question="Which solver, at how many network calls?" + hostile,
         answer=[
             f"{few.curve} with {few.made:g} calls is as good as anything tried." + hostile,
-            f"The best, {lines[best].curve}, scores {values[best]:.2f}, and the converged flow 2.13: what is left is the model's own error.",
+            f"The best, {lines[best].curve}, scores {values[best]:.2f}, and the converged flow 2.13: the rest is the model's error.",
             "With five calls nothing comes close; the stochastic solvers need five times the calls of the deterministic ones.",
         ],
         metric="frechet",
@@ -110,12 +120,15 @@ def example(hostile: str = "", copies: int = 1, images: bool = True) -> Findings
         settings=TOML + hostile,
         command="sdediff study run digits.toml --folder runs/digits" + hostile,
         about={"sdediff": "0.1.0", "torch": "2.13.0", "weights (SHA-256)": "9f2c" * 16, "data": "digits, 1797 images" + hostile},
-        tables=[("Round trips" + hostile, "A latent's way there and back.", [{"steps": 10, "error": around(0.03, 0.001)}, {"steps": 5, "error": 0.2}])],
+        tables=[("Round trips" + hostile, "There and back.", [{"steps": 10, "error": around(0.03, 0.001)}, {"steps": 5, "error": 0.2}])],
         pictures=[("Interpolation" + hostile, "Between two latents.", figures.rendered(figures.Figure(figsize=(4, 1)), "png"))],
     )  # fmt: skip
 
 
-HOSTILE = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\"'</style></script><!--<a href=\"javascript:1\">$x_1$ %{x} \u2028"
+HOSTILE = (
+    "<b>&lt;<script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\"'</style></script><!--"
+    '<a href="javascript:1">$x_1$ %{x} \u2028'
+)
 
 
 # --- without a browser ----------------------------------------------------------------------------------------------
@@ -146,10 +159,12 @@ def test_static_figures_are_the_same_bytes_every_time(tmp_path: Path):
     found = example(hostile="_$x<", images=False)
     files = figures.static(found, tmp_path / "a")
     assert {f.name for f in files} == {
-        f"{name}.{kind}" for name in ("steps_vs_frechet", "steps_vs_kid", "steps_vs_precision", "error_vs_calls", "pareto") for kind in ("png", "pdf")
+        f"{name}.{kind}"
+        for name in ("steps_vs_frechet", "steps_vs_kid", "steps_vs_precision", "error_vs_calls", "pareto")
+        for kind in ("png", "pdf")
     }  # fmt: skip
-    for first, second in zip(files, figures.static(found, tmp_path / "b"), strict=True):
-        assert first.read_bytes() == second.read_bytes()
+    for kind in ("png", "pdf"):
+        assert figures.rendered(figures.pareto(found), kind) == (tmp_path / "a" / f"pareto.{kind}").read_bytes()
     nothing = Findings(**{**found.__dict__, "lines": [], "front": [], "sheets": []})
     assert figures.static(nothing, tmp_path / "c") == []
 
@@ -167,7 +182,9 @@ def test_a_page_of_nothing_is_a_page():
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    where = os.environ.get("SDEDIFF_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    where = os.environ.get("SDEDIFF_CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if where is None:
         missing("needs a Chromium in the path (on Debian: apt-get install chromium), or its path in SDEDIFF_CHROMIUM")
     playwright = pytest.importorskip("playwright.sync_api")
@@ -219,6 +236,14 @@ def visit(only_visit: Visit) -> Iterator[Visit]:
     only_visit.tab.emulate_media(media="screen", color_scheme="light")
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what the page does in its own time. (Playwright's waiting evaluates texts in the page, whose policy forbids that.)"""
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def overflow(tab: Any) -> int:
     return tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
@@ -252,12 +277,14 @@ def test_the_slider_moves_and_the_images_change(visit: Visit):
         tab.keyboard.press("ArrowRight")
     assert len(set(seen.values())) == 4
     before = tab.locator(".strip:visible").count()
-    box = tab.locator("#image-curves li", has_text="RK45 adaptive").locator("input")
+    box = tab.locator("#image-curves li", has_text="Heun").locator("input")
     box.check()
     assert tab.locator(".strip:visible").count() == before + 1
     assert "47 calls (none at 50)" in tab.locator(".strip:visible", has_text="RK45").inner_text()
     box.uncheck()
-    widths = tab.evaluate("[...document.querySelectorAll('.strip:not([hidden]) img')].map(i => [i.naturalWidth, i.getBoundingClientRect().left])")
+    widths = tab.evaluate(
+        "[...document.querySelectorAll('.strip:not([hidden]) img')].map(i => [i.naturalWidth, i.getBoundingClientRect().left])"
+    )
     assert len({tuple(w) for w in widths}) == 1  # the same latents are in the same columns
 
 
@@ -321,7 +348,7 @@ def test_the_metric_can_be_chosen(visit: Visit):
 def test_dark_and_light_follow_the_system_while_the_page_is_open(visit: Visit):
     def colours() -> list[str]:
         paper = visit.tab.evaluate("getComputedStyle(document.querySelector('#plot-curves .main-svg')).backgroundColor")
-        line = visit.tab.evaluate("getComputedStyle(document.querySelector('#plot-curves .js-line')).stroke")
+        line = visit.tab.evaluate("getComputedStyle(document.querySelector('#plot-curves .points path')).fill")
         swatch = visit.tab.evaluate("document.querySelector('#legend svg path').getAttribute('stroke')")
         body = visit.tab.evaluate("getComputedStyle(document.body).backgroundColor")
         return [paper, line, swatch, body]
@@ -329,11 +356,9 @@ def test_dark_and_light_follow_the_system_while_the_page_is_open(visit: Visit):
     visit.tab.emulate_media(color_scheme="light")
     light = colours()
     visit.tab.emulate_media(color_scheme="dark")
-    visit.tab.wait_for_function("getComputedStyle(document.querySelector('#plot-curves .main-svg')).backgroundColor !== 'rgb(255, 255, 255)'")
-    assert all(a != b for a, b in zip(light, colours(), strict=True))
+    until(lambda: all(a != b for a, b in zip(light, colours(), strict=True)))
     visit.tab.emulate_media(color_scheme="light")
-    visit.tab.wait_for_function("getComputedStyle(document.querySelector('#plot-curves .main-svg')).backgroundColor === 'rgb(255, 255, 255)'")
-    assert colours() == light
+    until(lambda: colours() == light)
 
 
 def test_paper_has_pictures_and_no_controls(visit: Visit):
@@ -353,7 +378,7 @@ def test_the_command_can_be_copied(visit: Visit):
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
     button = visit.tab.locator("[data-copies=command]")
     button.click()
-    visit.tab.wait_for_function("document.getElementById('said').textContent === 'Copied'")
+    until(lambda: visit.tab.text_content("#said") == "Copied")
     assert visit.tab.evaluate("navigator.clipboard.readText()") == example(images=False).command
 
 
@@ -397,8 +422,8 @@ def test_hostile_names_are_text(browser: Any, tmp_path: Path):
     assert tab.evaluate("window.hacked") is None
     assert opened.wrong == []
     assert len(opened.requests) == 1
-    assert tab.inner_text("h1") == "digits" + HOSTILE.replace("\u2028", "").rstrip() or HOSTILE[:30] in tab.inner_text("h1")
-    assert "<script>window.hacked=1</script>" in tab.text_content("#plot-curves .infolayer")
+    assert tab.text_content("h1") == "digits" + HOSTILE
+    assert "<b>&lt;<script>window.hacked=1</script>" in tab.text_content("#plot-curves .infolayer")
     assert tab.locator("a[href^='javascript']").count() == 0
     assert tab.evaluate("document.querySelectorAll('.infolayer a, img[src=x]').length") == 0
     opened.context.close()

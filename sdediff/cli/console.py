@@ -109,4 +109,4 @@ def writable(folder: Path) -> None:
         write_bytes(trial, b"")
     except UserError as wrong:
         raise UserError(str(wrong).replace(str(trial), str(folder))) from None
-    trial.unlink()
+    trial.unlink(missing_ok=True)  # another job may be looking too

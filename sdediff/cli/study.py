@@ -49,6 +49,7 @@ Leanings = Annotated[list[str] | None, typer.Option("--guidance", help='E.g. "Cl
 Samples = Annotated[int | None, typer.Option(help="Latents for each seed.")]
 Seeds = Annotated[str | None, typer.Option(help="How many seeds, e.g. 3; or which: 0,4,7.")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", help="The first is the headline; e.g. kid, or frechet@pixels.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Any key of the TOML, e.g. features.weights=PATH; repeat it for more.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Everything in seconds, with few samples: to try it out.")]
 Threads = Annotated[int, typer.Option(help="Of the CPU, for each process; results are the same for the same number only.")]
 
@@ -67,13 +68,14 @@ def run_study(
     samples: Samples = None,
     seeds: Seeds = None,
     metric: Metrics = None,
+    changes: Changes = None,
     quick: Quick = False,
     again: Annotated[bool, typer.Option("--again", help="Try cells that failed once more.")] = False,
     report: Annotated[bool, typer.Option(help="Draw the pictures and write report.html at the end.")] = True,
     threads: Threads = 1,
 ) -> None:
     """Run all that is not done of a study, and report. Killed and started again it goes on; under torchrun processes share every cell."""
-    study = _asked(config, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick)
+    study = _asked(config, changes, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick)
     among, target = _start(threads), folder / study.name
     if among.rank == 0:
         writable(target)
@@ -81,7 +83,7 @@ def run_study(
     failed = _follow(job, again)
     if among.rank == 0:
         if report:
-            _report(target)
+            _reported(target, failed)
         if failed:
             complain("error", f"{failed} of the cells failed: the reasons are in results.csv and in the report; --again tries them again.")
     if failed:
@@ -102,11 +104,12 @@ def plan(
     samples: Samples = None,
     seeds: Seeds = None,
     metric: Metrics = None,
+    changes: Changes = None,
     quick: Quick = False,
     threads: Threads = 1,
 ) -> None:
     """Print the cells, network calls and time of a study before anything runs: a chunk of each kind of cell is timed."""
-    study = _asked(config, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick)
+    study = _asked(config, changes, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick)
     among = _start(threads)
     if study.model.get("train"):
         say(f"the network is trained first, by the recipe {study.model['train']!r}; timed here: the package's own")
@@ -164,8 +167,8 @@ def list_studies() -> None:
 # --- what was asked ---------------------------------------------------------------------------------------------------
 
 
-def _asked(config, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick) -> Study:
-    study = studies.read_study(config)
+def _asked(config, changes, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick) -> Study:
+    study = studies.read_study(config, changes or ())
     if quick:
         study = studies.quick(study)
         checkpoint = checkpoint or study.model.get("train")
@@ -240,9 +243,10 @@ def _follow(job: studies.Job, again: bool) -> int:
             text = str(p.work.cell) if isinstance(p.work, studies.Sampling) else p.work.id.partition("-")[0]
             text = f"{over} of {cells} cells; {'waiting for another job: ' if p.waits else ''}{text}"
             bar.update(task, advance=p.calls * job.among.count if p.record is None else p.calls, text=text)
+            failed += p.record is not None and p.record.failed is not None
             if p.record is None or not isinstance(p.work, studies.Sampling):
                 continue
-            over, failed = over + 1, failed + (p.record.failed is not None)
+            over += 1
             rows.append(_row(job, p.work, p.record))
             live.update(_live(bar, rows, job), refresh=True)
     failed = studies.all_hear(job, failed)
@@ -276,6 +280,16 @@ def _live(bar: Progress, rows: list[list[str]], job: studies.Job) -> Table:
 
 
 # --- after it ---------------------------------------------------------------------------------------------------------
+
+
+def _reported(folder: Path, failed: int) -> None:
+    """The report at the end of a run, which where all failed has nothing to show."""
+    try:
+        _report(folder)
+    except UserError as wrong:
+        if not failed:
+            raise
+        complain("error", str(wrong))
 
 
 def _report(folder: Path) -> None:
@@ -340,8 +354,11 @@ def _print_plan(found: Any, study: Study) -> None:
             {"solver": what, **more, "network calls": calls, **{k: v for k, v in line.items() if k != "done"}, "done": line["done"]}
         )
     print_table(f"{study.name}: {study.samples} samples of {len(study.seeds)} seed(s)", table)
+    for one in found.cells:
+        if one.fails and not one.done:
+            complain("warning", f"({one.work.cell}) will fail: {one.fails}")
     real = f", {found.real:.0f} s of it for the real images" if found.real > 1 else ""
-    say(f"{sum(not c.done for c in found.cells)} cells to run, {found.calls:,.0f} network calls of single samples")
+    say(f"{sum(not c.done and not c.fails for c in found.cells)} cells to run, {found.calls:,.0f} network calls of single samples")
     say(f"about {_duration(found.seconds)} on {found.processes} process{'es' if found.processes > 1 else ''}{real}")
 
 

@@ -24,6 +24,7 @@ from .results import estimates
 from .store import Record
 
 LEVEL = 0.05
+FLOW = "converged flow"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,7 @@ class Group:
     @property
     def name(self) -> str:
         """What a person calls it: DDIM()@10."""
-        cell = self.cell
-        return f"{self.curve}@{cell.calls if cell.calls is not None else f'{cell.tolerance:g}' if cell.tolerance else 'adaptive'}"
+        return f"{self.curve}@{self.cell.budget}"
 
     @property
     def made(self) -> float:
@@ -89,6 +89,13 @@ def difference(a: Group, b: Group, name: str) -> Estimate:
         raise UserError(f"{a.name} and {b.name}: {wrong}") from None
 
 
+def comparable(a: Group, b: Group, name: str) -> bool:
+    """Whether they have a seed in common in which it was measured."""
+    return bool({r.about["seed"] for r in a.records} & {r.about["seed"] for r in b.records}) and all(
+        name in e for g in (a, b) for e in g.each
+    )
+
+
 def against(a: Group, b: Group, name: str) -> Against:
     """`difference` with its interval and p."""
     found = difference(a, b, name)
@@ -96,7 +103,9 @@ def against(a: Group, b: Group, name: str) -> Against:
 
 
 def worse(a: Group, b: Group, name: str) -> bool:
-    """Whether a is significantly worse than b."""
+    """Whether a is significantly worse than b, as far as they can be compared."""
+    if not comparable(a, b, name):
+        return False
     found = difference(a, b, name)
     sign = 1 if better(name) == "low" else -1
     return sign * found.value > 0 and found.p_value < LEVEL
@@ -105,7 +114,7 @@ def worse(a: Group, b: Group, name: str) -> bool:
 def best_of(lines: Sequence[Group], name: str) -> int:
     """The number of the line with the best value."""
     values = [(-1 if _high(name) else 1) * _value(g, name) for g in lines]
-    return int(np.argmin(values))
+    return int(np.nanargmin(values))
 
 
 def front_of(lines: Sequence[Group], name: str) -> list[int]:
@@ -129,7 +138,7 @@ def _value(group: Group, name: str) -> float:
 
 def ties(lines: Sequence[Group], name: str) -> tuple[int, int]:
     """(how many pairs of lines differ significantly, how many pairs there are)."""
-    pairs = list(combinations(lines, 2))
+    pairs = [(a, b) for a, b in combinations(lines, 2) if comparable(a, b, name)]
     return sum(difference(a, b, name).p_value < LEVEL for a, b in pairs), len(pairs)
 
 
@@ -152,6 +161,9 @@ def findings_of(found: Gathered, command: str, folder: str) -> Findings:
     """All that the page shows. `UserError` while no cell is finished."""
     study, name = found.study, column(found.study.metrics[0])
     lines = groups_of(study, found.cells, found.records)
+    failed = _failed(found)
+    if not lines and failed:
+        raise UserError(f"{folder}: all that ran failed, first ({failed[0][0]}): {failed[0][1]}")
     if not lines:
         raise UserError(f"{folder}: no cell of the study is finished yet: `sdediff study run` runs them.")
     flows = groups_of(study, found.flows, found.records)
@@ -173,15 +185,22 @@ def findings_of(found: Gathered, command: str, folder: str) -> Findings:
         reference=reference,
         noise=noise,
         front=front,
-        sheets=[s for g in lines if (s := _sheet(g)) is not None],
+        sheets=[s for s in (*map(_sheet, lines), *(_sheet(g, FLOW) for g in plain[:1])) if s is not None],
         real=_pictures(found.real),
-        failed=[(str(cell), r.failed) for cell, i in [*found.flows, *found.cells] if (r := found.records.get(i)) and r.failed is not None],
+        failed=failed,
         settings=study.text(),
         command=command,
         about=_about(found),
         tables=_tables(lines, name),
-        reference_sheet=_pictures(plain[0].records[0]) if plain else None,
     )
+
+
+def _failed(found: Gathered) -> list[tuple[str, str]]:
+    """(what, why) of all that failed."""
+    asked = [(f"converged flow: {c}", found.records.get(i)) for c, i in found.flows]
+    asked += [(str(c), found.records.get(i)) for c, i in found.cells]
+    asked = [("the real images", found.real), *asked, ("round trips and interpolation", found.extras)]
+    return [(what, r.failed) for what, r in asked if r is not None and r.failed is not None]
 
 
 def _line(study: Study, group: Group, best: Group | None, name: str) -> Line:
@@ -204,7 +223,7 @@ def _line(study: Study, group: Group, best: Group | None, name: str) -> Line:
         seconds=float(np.mean(seconds)),
         network=float(np.average([a["costs"]["network"] for a in about], weights=seconds)),
         memory=max(a["costs"]["memory"] for a in about),
-        against=None if best is None else against(group, best, name),
+        against=None if best is None or not comparable(group, best, name) else against(group, best, name),
         good=best is None or not worse(group, best, name),
     )
 
@@ -252,13 +271,17 @@ def _cheapest(cheap: Group, best: Group, name: str, study: Study) -> str:
     assert b is not None
     what = title(study.metrics[0])
     if cheap is best:
-        return f"The best is {best.name} with {best.made:.3g} network calls: {what} {_shown(b)}, and nothing cheaper is as good."
+        return f"The best is {best.name} with {_calls(best)} network calls: {what} {_shown(b)}, and nothing cheaper is as good."
     found = against(cheap, best, name)
     return (
-        f"The fewest calls that are as good as the best: {cheap.name}, {cheap.made:.3g} network calls, {what} {_shown(e)}; the best is "
-        f"{best.name} with {best.made:.3g} calls, {_shown(b)} (difference {found.difference.value:.2g} "
+        f"The fewest calls that are as good as the best: {cheap.name}, {_calls(cheap)} network calls, {what} {_shown(e)}; the best is "
+        f"{best.name} with {_calls(best)} calls, {_shown(b)} (difference {found.difference.value:.2g} "
         f"[{found.difference.low:.2g}, {found.difference.high:.2g}], p = {found.p:.2g})."
     )
+
+
+def _calls(group: Group) -> str:
+    return f"{group.made:.3g}" if group.made < 100 else f"{group.made:.0f}"
 
 
 def _shown(e: Estimate) -> str:
@@ -269,9 +292,9 @@ def _span(found: Interval) -> str:
     return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
 
 
-def _sheet(group: Group) -> Sheet | None:
+def _sheet(group: Group, name: str | None = None) -> Sheet | None:
     pictures = _pictures(group.records[0])
-    return None if pictures is None else Sheet(group.curve, group.cell.calls or round(group.made), pictures)
+    return None if pictures is None else Sheet(name or group.curve, group.cell.calls or round(group.made), pictures)
 
 
 def _pictures(record: Record | None) -> np.ndarray | None:
@@ -325,7 +348,7 @@ def chosen(lines: Sequence[Group], text: str) -> Group:
     wanted = text.replace(" ", "").replace('"', "'")
     for g in lines:
         solver = g.records[0].about["solver"].replace(" ", "")
-        if wanted in (g.name.replace(" ", ""), f"{solver}@{g.cell.calls}") or any(len(text) > 3 and i.startswith(text) for i in g.ids):
+        if wanted in (g.name.replace(" ", ""), f"{solver}@{g.cell.budget}") or any(len(text) > 3 and i.startswith(text) for i in g.ids):
             return g
     same = [g for g in lines if wanted == g.curve.replace(" ", "")]
     if len(same) == 1:

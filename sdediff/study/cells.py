@@ -19,20 +19,21 @@ as a solver is what `sample` takes when none is named.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..external import DELEGATES
 from ..grid import GRIDS, Grid, LogSNR
-from ..guidance import Guidance, guidance_named
-from ..names import UserError, choose, from_repr, label, nearest
+from ..guidance import CFGPlusPlus, Guidance, guidance_named
+from ..names import UserError, choose, from_repr, label
 from ..solver import Delegate, Solver
 from ..solvers import named
-from ..toml import known_keys, read_toml, toml_value
+from ..toml import change_key, known_keys, read_toml, toml_value
 
 CHUNK = 64  # samples that are solved together, always: the last bits of a network's answer depend on the batch
 DEFAULT = "default"
@@ -60,13 +61,20 @@ class Cell:
 
     @property
     def curve(self) -> str:
-        """What it shares with its like at other budgets, e.g. DDIM(0.5): the repr without option names."""
-        solver = self.solver
-        if solver is None:
+        """What it shares with its like at other budgets, e.g. DDIM(0.5): no two solvers have the same."""
+        if self.solver is None:
             return DEFAULT
-        if isinstance(solver, Delegate) and solver.adaptive:
-            return f"{type(solver).__name__}({getattr(solver, 'method', '')!r})"
-        return re.sub(r"\b\w+=", "", label(solver))
+        if isinstance(self.solver, Delegate) and self.solver.adaptive:
+            return _short(self.solver, always=("method",), never=("rtol", "atol"))
+        return _short(self.solver)
+
+    @property
+    def budget(self) -> str:
+        """What differs along a curve: calls, or a tolerance."""
+        if self.calls is not None or self.tolerance is not None:
+            return str(self.calls) if self.calls is not None else f"{self.tolerance:g}"
+        own = (getattr(self.solver, "atol", None), getattr(self.solver, "rtol", None))
+        return "/".join(f"{t:g}" for t in dict.fromkeys(own) if t is not None) or "adaptive"
 
     @property
     def stochastic(self) -> bool:
@@ -85,11 +93,23 @@ class Cell:
         }
 
     def __str__(self) -> str:
-        budget = f"{self.calls} calls" if self.calls is not None else f"tolerance {self.tolerance:g}" if self.tolerance else "adaptive"
+        budget = f"{self.calls} calls" if self.calls is not None else f"tolerance {self.budget}"
         return ", ".join([self.curve, *([] if self.grid is None else [label(self.grid)]), budget, *self._leaning(), f"seed {self.seed}"])
 
     def _leaning(self) -> list[str]:
         return [] if self.guidance is None else [label(self.guidance)]
+
+
+def _short(solver: Any, always: Sequence[str] = (), never: Sequence[str] = ()) -> str:
+    """`label` without the names of options that say what they are: the first ones, and values that are objects themselves."""
+    shown, first = [], True
+    for f in fields(solver):
+        value = getattr(solver, f.name)
+        if f.name in never or (value == f.default and f.name != "order" and f.name not in always):
+            first = False
+            continue
+        shown.append(label(value) if first or is_dataclass(value) else f"{f.name}={label(value)}")
+    return f"{type(solver).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True)
@@ -144,7 +164,7 @@ class Study:
     reference: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.+ -]+", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.+ -]+", self.name) or not self.name.strip(". "):
             raise UserError(f"a study's name is letters, numbers, '-', '_', '.', not {self.name!r}: it names a folder.")
         if not self.products:
             raise UserError(f"{self.name}: a study needs at least one [[cells]] table, with solvers = [...] and calls = [...].")
@@ -154,18 +174,26 @@ class Study:
             _whole(self.name, "seeds", seed, 0)
         for calls in (c for p in self.products for c in p.calls):
             _whole(self.name, "calls", calls, 1)
+        for tolerance in (t for p in self.products for t in p.tolerances):
+            _above(self.name, "tolerances", tolerance)
+        if not isinstance(self.question, str) or not isinstance(self.extras, bool):
+            raise UserError(f"{self.name}: question is a text and extras is true or false, not {self.question!r} and {self.extras!r}.")
         for metric in self.metrics:
             choose("metric", metric.partition("@")[0], METRICS)
         for what, given in (("seeds", self.seeds), ("metrics", self.metrics)):
             if not given or len(set(given)) < len(given):
                 raise UserError(f"{self.name}: {what} = {list(given)} must be at least one, and none twice.")
         self.cells()
+        self._check_reference()
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order in which they run. `UserError` for one that is there twice."""
         found: dict[Cell, int] = {}
         for number, part in enumerate(self.products, 1):
-            for cell in part.cells(self.seeds, self.samples):
+            made = part.cells(self.seeds, self.samples)
+            if not made:
+                raise UserError(f"{self.name}: [[cells]] number {number} has solvers, but no budget for them: give calls = [...].")
+            for cell in made:
                 if cell in found:
                     where = f"twice in [[cells]] number {number}" if found[cell] == number else f"in [[cells]] {found[cell]} and {number}"
                     raise UserError(f"{self.name}: the cell ({cell}) is {where}: take it out of one.")
@@ -173,16 +201,29 @@ class Study:
         return list(found)
 
     def references(self) -> list[Cell]:
-        """The converged flow of each guidance and seed; none if the study wants none."""
-        if self.reference.get("none"):
+        """The converged flow of each guidance that has one, and seed; none if the study wants none."""
+        if self.reference.get("none", False):
             return []
         solver = named(self.reference.get("solver", "RungeKutta('rk4', Angle())"), DELEGATES)
         grid = from_repr(self.reference.get("grid", "LogSNR()"), {made.__name__: made for made in GRIDS}, "grid")
         tolerance = self.reference.get("tolerance")
         adaptive = tolerance is not None or (isinstance(solver, Delegate) and solver.adaptive)
         calls = None if adaptive else self.reference.get("calls", 200)
-        leanings = dict.fromkeys(c.guidance for c in self.cells())
+        leanings = dict.fromkeys(c.guidance for c in self.cells() if not isinstance(c.guidance, CFGPlusPlus))  # which has no flow
         return [Cell(solver, grid, calls, tolerance, g, seed, self.samples) for g in leanings for seed in self.seeds]
+
+    def _check_reference(self) -> None:
+        tolerance, none = self.reference.get("tolerance"), self.reference.get("none", False)
+        if not isinstance(none, bool):
+            raise UserError(f"{self.name}: [reference] none = true, or leave it out, not {none!r}.")
+        _whole(self.name, "[reference] calls", self.reference.get("calls", 200), 1)
+        if tolerance is not None:
+            _above(self.name, "[reference] tolerance", tolerance)
+        for cell in self.references():
+            if cell.stochastic:
+                raise UserError(f"{self.name}: [reference] {cell.solver!r} draws noise: the converged flow takes a solver that does not.")
+            if tolerance is not None and not (isinstance(cell.solver, Solver) and cell.solver.embedded):
+                raise UserError(f"{self.name}: [reference] {cell.solver!r} takes no tolerance: give calls = 200, or another solver.")
 
     def text(self) -> str:
         """The study as TOML."""
@@ -204,6 +245,7 @@ KEYS = {
     "features": ("extractor", "weights", "size", "statistics"),
     "reference": ("solver", "grid", "calls", "tolerance", "none"),
 }
+TEXTS = ("checkpoint", "train", "classifier", "name", "path", "extractor", "weights", "statistics", "solver", "grid")
 
 
 def shipped() -> dict[str, str]:
@@ -211,13 +253,19 @@ def shipped() -> dict[str, str]:
     return {path.stem: read_toml(path, ()).get("question", "") for path in sorted(CONFIGS.glob("*.toml"))}
 
 
-def read_study(config: str | Path) -> Study:
-    """The study of a shipped config's name or of a TOML file. `UserError` for keys that do not exist and values that cannot be meant."""
+def read_study(config: str | Path, changes: Sequence[str] = ()) -> Study:
+    """The study of a shipped config's name or of a TOML file; changes: texts "section.key=value".
+
+    `UserError` for keys that do not exist and values that cannot be meant.
+    """
     path = Path(config)
     if path.suffix != ".toml":
         choose("config", str(config), shipped())
         path = CONFIGS / f"{config}.toml"
-    return study_of(read_toml(path, list(shipped())), path.name)
+    given = read_toml(path, list(shipped()))
+    for change in changes:
+        change_key(given, change, SECTIONS, "features.weights=PATH")
+    return study_of(given, path.name)
 
 
 def study_of(given: Mapping[str, Any], where: str = "the study") -> Study:
@@ -230,12 +278,15 @@ def study_of(given: Mapping[str, Any], where: str = "the study") -> Study:
             if not isinstance(given[section], Mapping):
                 raise UserError(f"{where}: {section} is a section: write [{section}] and its keys below.")
             known_keys(where, section, given[section], KEYS[section])
+            for key, value in given[section].items():
+                if not isinstance(value, str) and (key in TEXTS or (section, key) == ("model", "labels")):
+                    raise UserError(f"{where}: [{section}] {key} is a text, in quotes, not {value!r}.")
             options[section] = dict(given[section])
     for name in ("seeds", "metrics"):
         if name in options:
             options[name] = _list(where, name, options[name])
     tables = given.get("cells", [])
-    if not isinstance(tables, list):
+    if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
         raise UserError(f"{where}: cells are tables of their own: write [[cells]], with two brackets, and their keys below.")
     return Study(products=tuple(_product(where, table) for table in tables), **options)
 
@@ -270,7 +321,10 @@ def changed(
     given = {"solvers": solvers, "calls": calls, "tolerances": tolerances, "grids": grids, "guidance": guidance}
     asked = {k: tuple(v) for k, v in given.items() if v is not None}
     if asked:
-        everything = {k: tuple(dict.fromkeys(x for p in study.products for x in getattr(p, k))) for k in given}
+        stepped = [p for p in study.products if p.calls] or study.products  # whose grids mean something
+        everything = {
+            k: tuple(dict.fromkeys(x for p in (stepped if k == "grids" else study.products) for x in getattr(p, k))) for k in given
+        }
         products = (Product(**{**everything, **asked}),)
         if solvers is not None and calls is not None and tolerances is None:
             products = (replace(products[0], tolerances=()),)
@@ -295,8 +349,13 @@ def _list(where: str, name: str, value: Any) -> tuple[Any, ...]:
     kinds: Any = {"calls": int, "seeds": int, "tolerances": (int, float)}.get(name, str)
     for one in value:
         if not isinstance(one, kinds) or isinstance(one, bool):
-            raise UserError(f"{where}: {name} holds {'texts' if kinds is str else 'numbers'}, not {one!r}.{nearest(str(one), ())}")
+            raise UserError(f"{where}: {name} holds {'texts' if kinds is str else 'numbers'}, not {one!r}.")
     return tuple(value)
+
+
+def _above(where: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{where}: {name} must be above 0, not {value!r}.")
 
 
 def _whole(where: str, name: str, value: Any, least: int) -> None:

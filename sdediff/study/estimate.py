@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..metrics import Statistics
+from ..names import UserError
 from .cells import CHUNK
 from .job import Job
 from .judge import Judge
@@ -21,7 +22,7 @@ _WIDE = 256  # features; the time of wider ones is extrapolated as d^3
 class Planned(NamedTuple):
     """A cell: how many chunks of it are to be run, network calls for each sample (asked, or made by a few of them), and seconds of work.
 
-    seconds are of all processes together; done: whether it is finished already.
+    seconds are of all processes together; done: whether it is finished already; fails: why it will fail, as far as can be seen.
     """
 
     work: Sampling
@@ -29,6 +30,7 @@ class Planned(NamedTuple):
     calls: float
     seconds: float
     done: bool
+    fails: str = ""
 
 
 class Plan(NamedTuple):
@@ -77,12 +79,16 @@ def _kind(work: Sampling) -> str:
 
 
 def _timed(job: Job, members: Sequence[Sampling], each: float, judged: float) -> list[Planned]:
-    least = min(members, key=lambda w: w.cell.calls or 0)
-    solution, seconds, _ = least.solved(0)
-    if seconds < 1:  # the first run warms up
+    found, solution = [], None
+    least, *rest = members = sorted(members, key=lambda w: w.cell.calls or 0)
+    try:
         solution, seconds, _ = least.solved(0)
+        if seconds < 1:  # the first run warms up
+            solution, seconds, _ = least.solved(0)
+    except UserError as wrong:
+        failed = Planned(least, 0, 0.0, 0.0, job.store.record(least.id) is not None, str(wrong))
+        return [failed, *(_timed(job, rest, each, judged) if rest else [])]
     made = float(solution.each.mean()) if solution.each is not None else float(solution.calls)
-    found = []
     for work in members:
         calls = made if work.cell.calls is None else work.cell.calls * made / (least.cell.calls or work.cell.calls)
         chunk = seconds * calls / max(made, 1) + each + 0.003

@@ -1,6 +1,6 @@
-"""The pictures of a study. `static` draws the curves of `Findings` as PNG and PDF for papers; the others take images or numbers and a path.
+"""The pictures of a study. `static` draws the curves of `Findings` as PNG and PDF; the others take images or numbers, and a path.
 
-A curve looks the same everywhere (`look`): eight colours that stay apart for colour-blind eyes, then the same with other dashes and markers.
+A curve looks the same everywhere (`look`): eight colours that stay apart for colour-blind eyes, then these with other dashes and markers.
 """
 
 from __future__ import annotations
@@ -30,38 +30,6 @@ def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     write_bytes(path, buffer.getvalue())
-
-
-def curves(frame: Any, column: str, path: Path, *, title: str, label: str, lines: dict[str, float] | None = None) -> None:
-    """`column` of the results against calls made, one line for each solver: the mean over seeds, whiskers from least to greatest.
-
-    lines: names and heights of horizontal lines.
-    """
-    figure = Figure(figsize=(9.5, 5.6))
-    axes = figure.add_subplot()
-    for i, (curve, part) in enumerate(frame.groupby("curve", sort=False)):
-        grouped = part.groupby(["solver", "calls_asked"], sort=False, dropna=False)
-        table = grouped.agg(calls=("calls_made", "mean"), mean=(column, "mean"), low=(column, "min"), high=(column, "max"))
-        table = table.sort_values("calls")
-        mean = table["mean"].to_numpy()
-        whiskers = np.stack([mean - table["low"].to_numpy(), table["high"].to_numpy() - mean])
-        adaptive = part["calls_asked"].isna().all()
-        axes.errorbar(
-            table["calls"], mean, yerr=whiskers, label=curve, capsize=2, lw=1.4, ms=5, marker=MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)], ls="--" if adaptive else "-",
-        )  # fmt: skip
-    for (text, height), style in zip((lines or {}).items(), (":", "-."), strict=False):
-        axes.axhline(height, color="0.4", lw=1, ls=style, label=text)
-    axes.set(xscale="log", yscale="log", xlabel="network calls for each sample", ylabel=label, title=title)
-    ticks = [5, 10, 20, 50, 100, 200, 500, 1000]
-    axes.set_xticks([t for t in ticks if frame["calls_made"].min() <= t <= frame["calls_made"].max()])
-    axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if frame[column].max() < 200 * frame[column].min() else (1.0,)))
-    axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    save(figure, path)
 
 
 def sheet(rows: Sequence[tuple[str, Tensor]], path: Path, *, title: str, columns: int = 14) -> None:
@@ -120,10 +88,11 @@ DASHES: dict[str, Any] = {
     "solid": "-", "dash": (0, (5, 3)), "dot": (0, (1.5, 2)), "dashdot": (0, (6, 2, 1.5, 2)), "longdash": (0, (9, 3)),
     "longdashdot": (0, (9, 2, 1.5, 2)),
 }  # fmt: skip
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.7, "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.4,
-    "lines.markersize": 4.5, "pdf.fonttype": 42, "svg.hashsalt": "sdediff", "figure.facecolor": "white", "font.family": "DejaVu Sans",
+    "axes.linewidth": 0.7, "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "lines.linewidth": 1.4, "lines.markersize": 4.5, "pdf.fonttype": 42, "svg.hashsalt": "sdediff", "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
 }  # fmt: skip
 
 

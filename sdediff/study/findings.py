@@ -69,7 +69,8 @@ class Findings:
 
     metric: the headline metric's name; titles: what each metric is called, with its unit; better: "low" or "high" by metric; reference:
     the converged flow; noise: each metric of as many real samples against the real ones; front: lines that nothing cheaper equals, by
-    their number in `lines`, from cheap to good; answer: three sentences; sheets: in order of curve, then calls; real: images of the data;
+    their number in `lines`, from cheap to good; answer: three sentences; sheets: in order of curve, then calls, and those of no line,
+    such as the converged flow, by their name; real: images of the data;
     failed: (cell, reason); tables: further tables by title, each with a sentence; settings: the TOML text; command: how to make it again;
     about: versions, data, weights, by name.
     """
@@ -92,4 +93,3 @@ class Findings:
     about: Mapping[str, str]
     tables: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]] = field(default_factory=tuple)
     pictures: Sequence[tuple[str, str, bytes]] = field(default_factory=tuple)  # title, sentence, PNG
-    reference_sheet: np.ndarray | None = None  # the converged flow's images, from the latents of the sheets

@@ -42,7 +42,9 @@ def gathered(store: Store) -> Gathered:
     records = {i: r for _, i in order if (r := store.record(i)) is not None}
     warn_of_versions(records)
     cells, flows = study.cells(), study.references()
-    if (len(cells), len(flows)) != (len(ids["cell"]), len(ids["flow"])):
+    asked = [*zip(flows, ids["flow"], strict=False), *zip(cells, ids["cell"], strict=False)]
+    other = any(records[i].about.get(k) != v for cell, i in asked if i in records for k, v in cell.about().items())
+    if other or (len(cells), len(flows)) != (len(ids["cell"]), len(ids["flow"])):
         raise UserError(f"{store.folder}: study.toml was changed since the study ran: run it again, finished cells are kept.")
     real = records.get(ids["real"][0]) if ids["real"] else None
     extras = records.get(ids["extras"][0]) if ids["extras"] else None

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import tomllib
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 
@@ -26,7 +28,7 @@ from .extras import Extras
 from .judge import Judge
 from .problem import Problem
 from .results import write_results
-from .store import Chunk, Record, Store
+from .store import Chunk, Record, Store, StoreError
 from .work import Real, Sampling, Work, judge_of
 
 DONE, RUN, BUSY = 0, 1, 2
@@ -63,6 +65,8 @@ class Job:
             record = self.store.record(real.id)
             if record is None:
                 raise UserError(f"the record of the real images is not there, in {self.store.folder}: run the study again.")
+            if record.failed is not None:
+                raise UserError(f"the real images could not be measured: {record.failed}")
             return judge_of(self.study, self.problem.extractor, record.tensors, self.problem.statistics)
 
         device = self.among.device or torch.device("cpu")
@@ -86,18 +90,19 @@ def run(job: Job, again: bool = False) -> Iterator[Progress]:
     `UserError` if the folder is another study's or cannot be written, and `ModelError` if another process of the job has ended.
     """
     among, works = job.among, job.works
-    if among.rank == 0:
-        _claim(job)
     busy: list[Work] = []
-    for work in works:
-        found = yield from _do(job, work, again, wait=isinstance(work, Real) or work.kept)
-        if not found:
-            busy.append(work)
-    for work in busy:
-        yield from _do(job, work, again, wait=True)
-    if among.rank == 0:
-        _write(job)
-    _together(job, among.meet)
+    with ExitStack() as stack:
+        if among.rank == 0:
+            _claim(job, stack)
+        for work in works:
+            found = yield from _do(job, work, again, wait=isinstance(work, Real) or work.kept)
+            if not found:
+                busy.append(work)
+        for work in busy:
+            yield from _do(job, work, again, wait=True)
+        if among.rank == 0:
+            _write(job)
+        _together(job, among.meet)
 
 
 def _write(job: Job) -> None:
@@ -106,27 +111,47 @@ def _write(job: Job) -> None:
     write_results(job.store, job.study, {i: r for i in cells if (r := job.store.record(i)) is not None})
 
 
-def _claim(job: Job) -> None:
-    """Write down what is asked; `UserError` in the folder of another study."""
-    text = job.store.text("study.toml")
-    if text is not None:
-        held = study_of(tomllib.loads(text), "study.toml").name
-        if held != job.study.name:
+def _claim(job: Job, stack: ExitStack) -> None:
+    """Write down what is asked, and that this job is running, as long as the stack is open.
+
+    `UserError` in the folder of another study, and where another job is running with other settings.
+    """
+    store, text = job.store, job.study.text()
+    with store.lock("claim", wait=60) as alone:
+        if not alone:
+            raise StoreError(f"{store.folder}: another job has been starting there for a minute: take {store.folder / 'locks'} away.")
+        held = _held(store)
+        if held is not None and held.name != job.study.name:
             raise UserError(
-                f"{job.store.folder} is the folder of the study {held!r}, not of {job.study.name!r}: give another folder, or the same name."
+                f"{store.folder} is the folder of the study {held.name!r}, not of {job.study.name!r}: give another folder, or that name."
             )
-    job.store.tidy()
-    job.store.write_text("study.toml", job.study.text())
-    job.store.write_text(ORDER, json.dumps([{"kind": w.about()["kind"], "id": w.id} for w in job.works], indent=1) + "\n")
+        if not store.others():
+            store.tidy()
+        elif held is not None and held.text() != text:
+            raise UserError(f"another job is running in {store.folder} with other settings: wait for it, or give another --name.")
+        store.write_text("study.toml", text)
+        store.write_text(ORDER, json.dumps([{"kind": w.about()["kind"], "id": w.id} for w in job.works], indent=1) + "\n")
+        stack.enter_context(store.lock(f"job-{uuid4().hex[:8]}"))
+
+
+def _held(store: Store) -> Study | None:
+    """The study that the folder was last asked; None, with a warning, where that is damaged."""
+    text = store.text("study.toml")
+    if text is None:
+        return None
+    try:
+        return study_of(tomllib.loads(text), "study.toml")
+    except (tomllib.TOMLDecodeError, UserError) as wrong:
+        warnings.warn(f"{store.folder / 'study.toml'} cannot be read ({wrong}): it is written anew; records are kept.", stacklevel=2)
+        return None
 
 
 def _do(job: Job, work: Work, again: bool, wait: bool) -> Iterator[Progress]:
     """Do a piece of work unless it is done; whether it is done now (else another job is doing it)."""
     with ExitStack() as stack:
-        state = DONE
-        if job.among.rank == 0:
-            state = yield from _look(job, work, again, wait, stack)
-        state = _told(job, state)
+        # all look again together: nobody waits in silence for longer than processes wait for one another
+        while (state := _told(job, _look(job, work, again, wait, stack) if job.among.rank == 0 else DONE)) == BUSY and wait:
+            yield Progress(work, 0.0, waits=True)
         if state == RUN:
             yield from _run(job, work)
         if state != BUSY:
@@ -135,20 +160,30 @@ def _do(job: Job, work: Work, again: bool, wait: bool) -> Iterator[Progress]:
     return state != BUSY
 
 
-def _look(job: Job, work: Work, again: bool, wait: bool, stack: ExitStack) -> Iterator[Progress]:
-    """Whether the work is to be run here: then it is locked."""
+def _look(job: Job, work: Work, again: bool, wait: bool, stack: ExitStack) -> int:
+    """Whether the work is to be run here: then it is locked, as long as the stack is open."""
 
     def done() -> bool:
         record = job.store.record(work.id)
-        return record is not None and not (again and record.failed)
+        if record is None or (record.failed is not None and again):
+            return False
+        return record.failed is not None or not _lacks_error(job, work, record)
 
     if done():
+        if not work.kept:
+            job.store.drop_chunks(work.id)  # of a job that was killed before it could
         return DONE
-    while not stack.enter_context(job.store.lock(work.id, _LONG if wait else 0.0)):
-        if not wait:
-            return BUSY
-        yield Progress(work, 0.0, waits=True)
+    if not stack.enter_context(job.store.lock(work.id, _LONG if wait else 0.0)):
+        return BUSY
     return DONE if done() else RUN
+
+
+def _lacks_error(job: Job, work: Work, record: Record) -> bool:
+    """Whether it was measured while the converged flow had failed, which is there now."""
+    if "error" in record.tensors or not isinstance(work, Sampling) or work.reference is None:
+        return False
+    flow = job.store.record(work.reference.id)
+    return flow is not None and flow.failed is None
 
 
 def _run(job: Job, work: Work) -> Iterator[Progress]:
@@ -199,6 +234,8 @@ def _tried(what: Callable[[], Any]) -> tuple[Any, str]:
     """What it gives, or None and the reason why not, with the traceback of what nobody foresaw."""
     try:
         return what(), ""
+    except StoreError:
+        raise
     except (UserError, ModelError, MetricError) as wrong:
         return None, str(wrong)
     except Exception as wrong:

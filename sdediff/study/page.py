@@ -203,12 +203,12 @@ def _data(findings: Findings) -> dict[str, Any]:
     titles = {
         m: _title(findings, m) for m in dict.fromkeys([findings.metric, *findings.titles, *(m for x in findings.lines for m in x.measures)])
     }
-    stops = _stops(findings)
+    shown = {m for m in titles if m != "error"} | {findings.metric}  # the error has a plot of its own
     return {
         "metric": findings.metric,
         "titles": titles,
         "metrics": [
-            _about_metric(findings, m, title) for m, title in titles.items() if m != "error" and any(_has(x, m) for x in findings.lines)
+            _about_metric(findings, m, title) for m, title in titles.items() if m in shown and any(_has(x, m) for x in findings.lines)
         ],
         "curves": [
             {"name": c, "stochastic": any(x.stochastic for x in findings.lines if x.curve == c), "look": figures.look(i)._asdict()}
@@ -225,10 +225,10 @@ def _data(findings: Findings) -> dict[str, Any]:
             }
             for i, x in enumerate(findings.lines)
         ],
-        "front": list(findings.front),
+        "front": [i for i in findings.front if _has(findings.lines[i], findings.metric)],
         "shown": [number[c] for c in _prominent(findings, CROWD)],
         "pictured": [number[c] for c in _pictured(findings) if c in number],
-        "stops": stops,
+        "stops": _stops(findings),
     }
 
 
@@ -375,7 +375,7 @@ def _picture(images: np.ndarray) -> tuple[str, int, int, bool]:
     buffer = io.BytesIO()
     picture = Image.fromarray(row, "LA" if c == 1 else "RGBA")
     kind = "png" if w <= 64 or c == 1 else "webp"
-    picture.save(buffer, format=kind, **({"optimize": True} if kind == "png" else {"quality": 88}))
+    picture.save(buffer, format=kind, quality=88)  # PNG has no quality, and loses nothing
     return _url(buffer.getvalue(), kind), row.shape[1], h, w <= 64
 
 

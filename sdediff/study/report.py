@@ -59,13 +59,11 @@ def size(count: float) -> str:
     """Bytes in a unit that a person reads."""
     if not math.isfinite(count):
         return NOTHING
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 1000:
-            break
+    units = ["B", "KB", "MB", "GB", "TB"]
+    while abs(count) >= 1000 and len(units) > 1:
         count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.3g} {unit}"
+        del units[0]
+    return f"{count:.3g} {units[0]}"
 
 
 def duration(seconds: float) -> str:
@@ -124,7 +122,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Field]], *, name: str, s
     looks = [next((row[i].look for row in rows if row[i].look), "") for i in range(len(heads))]
     order = "descending" if down else "ascending"
     tops = "".join(
-        f'<th scope="col" class="{looks[i]}" aria-sort="{order if i == sorted_by else "none"}"><button type="button">{escape(head)}</button></th>'
+        f'<th scope="col" class="{looks[i]}" aria-sort="{order if i == sorted_by else "none"}">'
+        f'<button type="button">{escape(head)}</button></th>'
         for i, head in enumerate(heads)
     )
     body = "".join(f"<tr>{''.join(_cell(f, 'th' if i == 0 else 'td') for i, f in enumerate(row))}</tr>" for row in rows)

@@ -31,7 +31,8 @@ def estimates(record: Record) -> dict[str, Estimate]:
     found = {}
     for name, value in record.about["metrics_of"].items():
         halves = record.tensors.get(f"{name}.halves")
-        found[name] = Estimate(value, record.tensors[f"{name}.influence"].numpy(), None if halves is None else halves.numpy())
+        influence, scale = record.tensors[f"{name}.influence"].numpy(), record.about["scales"][name]
+        found[name] = Estimate(value, influence, None if halves is None else halves.numpy(), scale=scale)
     if "error" in record.tensors:
         found["error"] = root_mean_square(record.tensors["error"].numpy())
     return found

@@ -17,7 +17,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ from ..checkpoint import read, write, write_bytes
 from ..names import UserError
 
 FORMAT = 1
+
+
+class StoreError(UserError):
+    """The folder cannot be written or read: not the fault of a cell."""
 
 
 def mark(*what: Any) -> str:
@@ -76,9 +80,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            tensors, about = read(path)
-            if about.get("format") != FORMAT or about.get("cell") != cell:
-                raise UserError(f"{path} is not the record of this cell in this version's format.")
+            tensors, about = _read(path, cell)
         except UserError as wrong:
             _put_aside(path, wrong)
             return None
@@ -86,7 +88,7 @@ class Store:
 
     def write_record(self, cell: str, record: Record) -> None:
         """Write a record whole."""
-        write(self._record(cell), record.tensors, {"format": FORMAT, "cell": cell, **record.about})
+        _write(self._record(cell), cell, record.tensors, record.about)
 
     def forget(self, cell: str) -> None:
         """Take a record away, so that the cell runs again."""
@@ -102,9 +104,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            tensors, about = read(path)
-            if about.get("format") != FORMAT or about.get("cell") != cell:
-                raise UserError(f"{path} is not a chunk of this cell in this version's format.")
+            tensors, about = _read(path, cell)
         except UserError as wrong:
             _put_aside(path, wrong)
             return None
@@ -113,13 +113,13 @@ class Store:
     def write_chunk(self, cell: str, chunk: Chunk) -> None:
         """Write a finished chunk whole."""
         tensors = {k: v.clone() for k, v in chunk.tensors.items()}  # a file holds no memory that two share
-        write(self._part(cell, chunk.number), tensors, {"format": FORMAT, "cell": cell, "costs": dict(chunk.costs)})
+        _write(self._part(cell, chunk.number), cell, tensors, {"costs": dict(chunk.costs)})
 
     def drop_chunks(self, cell: str) -> None:
         """Take away the chunks of a cell whose record is written."""
         for path in self._parts(cell).glob("*"):
             path.unlink(missing_ok=True)
-        if self._parts(cell).exists():
+        with suppress(OSError):  # gone, or another process just wrote there
             self._parts(cell).rmdir()
 
     def tidy(self) -> None:
@@ -140,18 +140,29 @@ class Store:
             yield False
             return
         except OSError as wrong:
-            raise UserError(f"{path} cannot be locked ({wrong.strerror or wrong}): choose another folder, or free some space.") from None
+            raise StoreError(f"{path} cannot be locked ({wrong.strerror or wrong}): choose another folder, or free some space.") from None
         with held:
             yield True
 
+    def others(self) -> int:
+        """How many jobs are running in this folder, as their locks `job-*` tell; those of jobs that ended are taken away."""
+        running = 0
+        for path in (self.folder / "locks").glob("job-*.lock"):
+            with self.lock(path.stem) as ended:
+                running += not ended
+            if ended:
+                path.unlink(missing_ok=True)
+        return running
+
     def text(self, name: str) -> str | None:
-        """A text file of the folder; None if it is not there."""
+        """A text file of the folder; None if it is not there. What is no text in it is replaced by signs of that."""
         path = self.folder / name
-        return path.read_text() if path.exists() else None
+        return path.read_text(errors="replace") if path.exists() else None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, atomically."""
-        write_bytes(self.folder / name, text.encode())
+        with _told():
+            write_bytes(self.folder / name, text.encode())
 
     def _record(self, cell: str) -> Path:
         return self.folder / "cells" / f"{cell}.safetensors"
@@ -163,8 +174,42 @@ class Store:
         return self._parts(cell) / f"{number:06d}.safetensors"
 
 
+def _write(path: Path, cell: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    whole = {"format": FORMAT, "cell": cell, **{k: v for k, v in about.items() if k != "sum"}}
+    with _told():
+        write(path, tensors, {**whole, "sum": _sum(tensors, whole)})
+
+
+def _read(path: Path, cell: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `_write` wrote. `UserError` for anything else, also for a single bit."""
+    tensors, about = read(path)
+    if about.get("format") != FORMAT or about.get("cell") != cell:
+        raise UserError(f"{path} is not of this cell in this version's format.")
+    if about.get("sum") != _sum(tensors, {k: v for k, v in about.items() if k != "sum"}):
+        raise UserError(f"{path} is damaged: its contents are not those that were written.")
+    return tensors, about
+
+
+def _sum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    return mark(json.loads(json.dumps(about)), *[part for name, value in sorted(tensors.items()) for part in (name, value)])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Inside, what cannot be written is a `StoreError`."""
+    try:
+        yield
+    except UserError as wrong:
+        raise StoreError(str(wrong)) from None
+
+
 def _put_aside(path: Path, wrong: UserError) -> None:
     """Rename a damaged file, so that nothing is lost and nothing is mistaken for whole."""
     aside = path.with_suffix(".damaged")
-    os.replace(path, aside)
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:  # another process was faster
+        return
+    except OSError as error:
+        raise StoreError(f"{path} is damaged, and cannot be put aside ({error.strerror or error}): make the folder writable.") from None
     warnings.warn(f"{str(wrong).rstrip('.')}. It was put aside as {aside.name}, and is made again by the next run.", stacklevel=3)

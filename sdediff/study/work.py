@@ -21,12 +21,14 @@ from torch import Tensor
 from ..adaptive import PID
 from ..control import Fixed
 from ..features.reference import few_samples
+from ..grid import LogSNR
+from ..guidance import noise_apart
 from ..latent_diffusion import around
 from ..metrics import Estimate, Moments, Statistics
 from ..names import UserError
 from ..noise import Brownian
 from ..result import Solution
-from ..sampling import knots_for, latents, recommend
+from ..sampling import as_ddim, knots_for, latents, recommend
 from ..schedule import Knot, Schedule
 from ..solve import solve
 from ..solver import Delegate, Solver
@@ -197,7 +199,10 @@ class Sampling:
             timed.append(Timed(inner))
             return timed[0]
 
-        asked = around(problem.asked(cell.guidance, max(total, CHUNK * self.chunks)), clock)
+        plain = problem.asked(cell.guidance, max(total, CHUNK * self.chunks))
+        if noise_apart(plain):
+            cell = replace(cell, solver=as_ddim(cell.solver, cell.tolerance), grid=cell.grid or LogSNR())
+        asked = around(plain, clock)
         x = latents(problem.model, CHUNK, seed=cell.seed, shape=problem.shape, first=first).to(self.device)
         solver, knots = method(cell if calls is None else replace(cell, calls=calls), asked.schedule)
         noise = None
@@ -211,8 +216,18 @@ class Sampling:
         """The images of the converged flow from the same latents; None without one."""
         if self.reference is None:
             return images if self.converges else None
-        chunk = self.store.chunk(self.reference.id, number)
-        return None if chunk is None else chunk.tensors["state"]
+        return self.reference.state(number)
+
+    def state(self, number: int) -> Tensor | None:
+        """The images of a chunk of the converged flow, made again if they were lost; None while there is no converged flow."""
+        chunk = self.store.chunk(self.id, number)
+        if chunk is None:
+            record = self.store.record(self.id)
+            if record is None or record.failed is not None:
+                return None
+            chunk = self.run(number)
+            self.store.write_chunk(self.id, chunk)
+        return chunk.tensors["state"]
 
     def _unsure(self, images: Tensor) -> float:
         """How far the converged flow moves with half as many calls; NaN where it chooses its steps itself."""
@@ -233,7 +248,8 @@ class Sampling:
         tensors = {f"{name}.influence": torch.from_numpy(e.influence) for name, e in values.items()}
         tensors |= {f"{name}.halves": torch.from_numpy(e.halves) for name, e in values.items() if e.halves is not None}
         first = next(chunks()).tensors
-        tensors |= {name: torch.cat(list(stream(name))) for name in ("error", "calls") if name in first}
+        with_error = all("error" in c.tensors for c in chunks())  # a chunk of before the flow could be computed has none
+        tensors |= {name: torch.cat(list(stream(name))) for name in (*(["error"] if with_error else []), "calls")}
         logits = f"{self.problem.extractor} logits"
         if logits in first:
             tensors["labels"] = torch.cat([x.argmax(1) for x in stream(logits)]).short()
@@ -258,7 +274,8 @@ class Sampling:
         calls = tensors["calls"].double()
         made = {"mean": float(calls.mean()), "fewest": int(calls.min()), "most": int(calls.max())}
         measured = {name: e.value for name, e in values.items()}
-        return {"metrics_of": measured, "made": made, "costs": spent, "note": note, "unsure": costs[0].get("unsure")}
+        scales = {name: e.scale for name, e in values.items()}
+        return {"metrics_of": measured, "scales": scales, "made": made, "costs": spent, "note": note, "unsure": costs[0].get("unsure")}
 
 
 def method(cell: Cell, schedule: Schedule) -> tuple[Solver | Delegate, Any]:
@@ -293,7 +310,8 @@ def path_of(seed: int, solver: Solver | Delegate, schedule: Schedule) -> Brownia
     low, high = min(ends), max(ends)
     if not np.isfinite(high):  # no noise is left at t_min: the path ends where the last noise is drawn, at any time above it
         high = max(v for t in np.geomspace(1e-12, 1, 200) if np.isfinite(v := schedule.knot(schedule.t_max * float(t)).clock(clock)))
-    return Brownian(seed, (low, high), DEPTH)
+    # where no signal is left at t_max the clock begins at 0, halves are not geometric, and its small steps lie deep
+    return Brownian(seed, (low, high), DEPTH if low > 0 else 3 * DEPTH)
 
 
 def wants_logits(study: Study) -> bool:
