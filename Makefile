@@ -43,6 +43,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/systems.py
 	$(BIN)/python benchmarks/systems.py --part giant
 	$(BIN)/python benchmarks/improved_ddpm.py
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/pairing.py
+	$(BIN)/python benchmarks/pairing.py --part gap
+	$(BIN)/python benchmarks/cifar10_dry_run.py
 
 certificates: $(READY)
 	$(BIN)/python benchmarks/certificates.py
