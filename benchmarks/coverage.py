@@ -1,6 +1,6 @@
 """Do the 95 % intervals of the Frechet distance cover? Simulated studies on oracles whose expected distance at n is known.
 
-    python benchmarks/coverage.py [--studies 1000]   # about 8 minutes on one core; docs/results/coverage.csv, docs/img/coverage.png
+    python benchmarks/coverage.py [--studies 1000]   # about 6 minutes on one core; docs/results/coverage.csv, docs/img/coverage.png
 
 A study draws n features of a sampler and asks `FrechetTo` for the distance to the exact moments of the data. In each case are measured:
 the share of studies whose interval covers the expected distance at n; what the bias at n is; the share whose interval of the extrapolated
@@ -9,7 +9,10 @@ of a sampler with the very same law (`tie`, expected difference zero). `plain` i
 the second-order part taken out and without the logarithm; `corrected` takes the former out only.
 
 The expected distance at n is in closed form for d = 1, E s = c4(n) sigma; else the mean of independent simulations in batches by another
-formula (eigenvalues of Sr^1/2 S Sr^1/2), whose standard error is 1 % of a study's.
+formula (eigenvalues of Sr^1/2 S Sr^1/2), whose standard error is 1 to 2 % of a study's.
+
+The gap of the mixture with a mode at 0.6 is covered in 86 %: of 200 samples about 3 change their mode, and the difference is that of these.
+With 4 or more 99 % are covered, with 1 it is 66 %. A difference that a handful of samples carries has no normal interval.
 """
 
 from __future__ import annotations
@@ -105,9 +108,12 @@ CASES = (
     Case("Gaussian, n <= d", 64, 64, Sampler(0.3, 1.1)),
     Case("mixture, a mode at 0.7", 8, 500, Sampler(0.0, 0.7, mixture=True)),
     Case("mixture, a mode at 0.9", 8, 300, Sampler(0.0, 0.9, mixture=True)),
-    Case("Gaussian *", 3, 150, Sampler(0.2, 1.05)),  # *: not looked at when the rule for the interval was chosen
-    Case("Gaussian, near the floor *", 16, 400, Sampler(0.0, 1.03)),
-    Case("mixture, a mode at 0.8 *", 4, 1000, Sampler(0.0, 0.8, mixture=True)),
+    Case("Gaussian", 3, 150, Sampler(0.2, 1.05)),
+    Case("Gaussian, near the floor", 16, 400, Sampler(0.0, 1.03)),
+    Case("mixture, a mode at 0.8", 4, 1000, Sampler(0.0, 0.8, mixture=True)),
+    Case("Gaussian *", 5, 250, Sampler(0.3, 0.95)),  # *: added after the rule for the interval was chosen
+    Case("Gaussian, near the floor *", 16, 600, Sampler(0.15, 1.0)),
+    Case("mixture, a mode at 0.6 *", 6, 200, Sampler(0.0, 0.6, mixture=True)),
 )
 
 
@@ -296,7 +302,7 @@ def picture(rows: list[Found], path: Path) -> None:
                 panel.annotate(f"← {100 * share:.0f} %", (79.3, at), fontsize=8, va="center")
     axes[0].set_yticks(y, [f"{f.case}, d = {f.d}, n = {f.n}" for f in rows], fontsize=9)
     figure.suptitle(
-        f"{rows[0].studies} studies a case; the band is the target, 93 to 97 %; *: cases the rule was not chosen on", fontsize=11, y=0.955
+        f"{rows[0].studies} studies a case; the band is the target, 93 to 97 %; *: added after the rule was chosen", fontsize=11, y=0.955
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -50,8 +50,8 @@ def shards(
     """Write n samples as shards of `size` (made a multiple of 64); yields each of this process's own when it is there.
 
     draw: (first, n) -> samples (n, ...), such as `lambda first, n: sample(model, n, first=first, batch=64, calls=20)`; it is asked for
-    multiples of 64. about: what draws them, as JSON; a folder that was begun with other settings is refused (`UserError`), as is a
-    damaged shard put aside and drawn again. kind "npz": images in [-1, 1] as bytes; "safetensors": float32 as they are.
+    multiples of 64. about: what draws them, as JSON; a folder that was begun with other settings is refused (`UserError`); a damaged
+    shard is put aside and drawn again. kind "npz": images in [-1, 1] as bytes; "safetensors": float32 as they are.
     """
     folder, among = Path(folder), among or Alone()
     choose("kind of shards", kind, KINDS)
@@ -90,8 +90,8 @@ def _claim(path: Path, asked: dict[str, Any]) -> None:
         write_bytes(path, text.encode())
         return
     try:
-        held = json.loads(path.read_text())
-    except ValueError:
+        held = dict(json.loads(path.read_text()).items())
+    except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: take it away if the shards beside it are of this command, or give another folder.") from None
     other = [f"{k} ({held.get(k)!r} there, {asked.get(k)!r} asked)" for k in sorted({*held, *asked}) if held.get(k) != asked.get(k)]
     if other:

@@ -69,7 +69,27 @@ MISTAKES = {
     "negative steps": (["sample", "--steps", "-3"], "at least 1"),
     "calls that are no numbers": (["study", "--calls", "5,x"], "whole numbers"),
     "zero calls": (["study", "--calls", "0"], "at least 1"),
-    "unknown config": (["study", "--config", "mnits"], "Did you mean 'mnist'?"),
+    "unknown config": (["study", "run", "mnits"], "Did you mean 'mnist'?"),
+    "no such study": (["study", "run", "nowhere.toml"], "there is no config nowhere.toml"),
+    "unknown option of a study": (["study", "--sample", "5"], "--sample"),
+    "unknown metric": (["study", "--metric", "fretchet"], "Did you mean 'frechet'?"),
+    "unknown extractor of a metric": (["study", "--quick", "--metric", "kid@nothing"], "there is no extractor 'nothing'"),
+    "seeds that are no numbers": (["study", "--seeds", "one"], "--seeds takes whole numbers"),
+    "no seeds": (["study", "--seeds", "0"], "--seeds takes how many, at least 1"),
+    "seeds twice": (["study", "--seeds", "1,1"], "none twice"),
+    "tolerances that are no numbers": (["study", "--tolerances", "a"], "--tolerances takes numbers"),
+    "a tolerance of nothing": (["study", "--solver", "AdaptiveAdams()", "--tolerances", "0"], "tolerances must be above 0"),
+    "one sample": (["study", "--samples", "1"], "samples must be a whole number of at least 2"),
+    "no threads": (["study", "--threads", "0"], "--threads is a number of at least 1"),
+    "unknown guidance": (["study", "--guidance", "ClasifierFree(2.0)"], "Did you mean 'ClassifierFree'?"),
+    "unknown grid of a study": (["study", "--grid", "Karas()"], "Did you mean 'Karras'?"),
+    "a study's name that is a path": (["study", "--name", "a/b"], "names a folder"),
+    "plan of nothing": (["study", "plan", "mnits"], "Did you mean 'mnist'?"),
+    "report of nothing": (["study", "report", "nowhere"], "is not the folder of a study"),
+    "compare in nothing": (["study", "compare", "nowhere", "A", "B"], "is not the folder of a study"),
+    "merge of nothing": (["study", "merge", "all", "nowhere"], "is not the folder of a study"),
+    "shards of no kind": (["sample", "--out", "many", "--as", "jpg"], "kind of shards 'jpg' does not exist"),
+    "shards of no size": (["sample", "--out", "many", "--shard", "0"], "size must be a whole number of at least 1"),
     "no such checkpoint": (["sample", "--checkpoint", "nowhere.safetensors"], "there is no checkpoint"),
     "unknown command": (["stdy"], "study"),
     "wrong type": (["study", "--samples", "many"], "--samples"),
@@ -96,7 +116,7 @@ def test_files_that_are_wrong(sdediff, tmp_path):
     cases = [
         (["sample", "--checkpoint", str(truncated(tmp_path / "cut.safetensors"))], "not a whole safetensors file"),
         (["sample", "--checkpoint", "model.pth"], "pickle"),
-        (["study", "--checkpoint", str(tiny(tmp_path / "plane.safetensors", (2,))), "--quick"], "not digits"),
+        (["study", "--checkpoint", str(tiny(tmp_path / "plane.safetensors", (2,))), "--quick"], "belong together"),
         (["study", "--quick", "--out", "file"], "cannot be written"),
         (["train", "--out", "file", "--steps", "10"], "cannot be written"),
         (["train", "--data", "images.idx"], "images.idx"),
@@ -132,33 +152,145 @@ def test_an_interrupt_says_what_stays(tmp_path):
 
 
 def test_help_and_the_table_of_solvers(sdediff):
-    for command in ([], ["study"], ["train"], ["sample"], ["solvers"]):
+    for command in ([], ["study"], ["study", "run"], ["study", "plan"], ["train"], ["sample"], ["solvers"]):
         assert sdediff(*command, "--help").returncode == 0
     table = sdediff("solvers").stdout
     for name in ("DDPM", "DDIM", "EulerMaruyama", "Euler", "Heun", "RungeKutta", "TorchDiffEq", "SciPy", "TorchSDE"):
         assert name in table
 
 
+PICTURES = {f"{name}.{kind}" for name in ("steps_vs_frechet", "error_vs_calls", "pareto") for kind in ("png", "pdf")}
+FILES = {"study.toml", "order.json", "results.csv", "costs.csv", "report.html", "cells", "parts", "locks"}
+SMALL = ("--samples", "70", "--calls", "3,5", "--metric", "frechet", "--solver", "DDIM()", "--solver", "DDIM(1.0)", "--solver", "DDPM()")
+
+
 def test_the_quick_study_writes_everything(sdediff, tmp_path):
-    run = sdediff("study", "--quick", "--name", "q", "--seeds", "2")
+    run = sdediff("study", "--quick", "--name", "q", "--seeds", "2", *SMALL)
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "runs" / "q"
-    pictures = {"steps_vs_fid.png", "error_vs_calls.png", "samples.png", "interpolation.png", "round_trip.png"}
-    assert {f.name for f in folder.iterdir()} == pictures | {"results.csv", "report.html", "settings.txt"}
+    assert {f.name for f in folder.iterdir()} == FILES | PICTURES
     frame = pd.read_csv(folder / "results.csv")
-    asked = {"solver", "grid", "calls_asked", "calls_made", "frechet", "sliced_wasserstein", "error", "seconds"}
-    assert asked <= set(frame.columns)
+    assert {"solver", "grid", "calls_asked", "calls_made", "frechet", "frechet_low", "frechet_high", "error"} <= set(frame.columns)
     assert set(frame["seed"]) == {0, 1}
-    same = frame[frame["solver"].isin(["DDIM(eta=1.0)", "DDPM(variance='small')"])].groupby(["calls_asked", "seed"])["frechet"]
+    assert set(frame["status"]) == {"done"}
+    cells = frame[frame["kind"] == "cell"]
+    assert len(cells) == 12
+    same = cells[cells["solver"].isin(["DDIM(eta=1.0)", "DDPM(variance='small')"])].groupby(["calls_asked", "seed"])["frechet"]
+    assert same.size().eq(2).all()
     assert (same.max() - same.min()).max() < 1e-3  # the same sampler
-    euler, rk4 = (frame[(frame["solver"].str.startswith(n)) & (frame["calls_asked"] == 10)]["error"].mean() for n in ("Euler(", "Runge"))
-    assert 0 < euler < 0.2
-    assert 0 < rk4 < 0.2
+    error = cells[cells["solver"] == "DDIM(eta=0.0)"].groupby("calls_asked")["error"].mean()
+    assert 0 < error[5] < error[3] < 0.5
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(pictures)
-    assert "noise floor" in page
     assert 'src="http' not in page
-    assert "noise floor" in run.stdout
+    for text in (page, run.stdout):
+        assert "Three errors apart" in text
+        assert "DDIM(1.0)" in text
+    assert "12 cells" in run.stderr or "14 cells" in run.stderr
+    before = (folder / "results.csv").read_bytes()
+    again = sdediff("study", "run", str(folder / "study.toml"))  # as the page says that it is made again
+    assert again.returncode == 0, again.stderr
+    assert (folder / "results.csv").read_bytes() == before
+
+
+def test_a_study_is_compared_merged_and_planned(sdediff, tmp_path):
+    one, other = (["study", "run", "digits", "--quick", "--name", "d", "--no-report", *SMALL[:7]] for _ in range(2))
+    assert sdediff(*one, "DDIM()", "--out", "a").returncode == 0
+    assert sdediff(*other, "DDPM()", "--out", "b").returncode == 0
+    merged = sdediff("study", "merge", "runs/d", "a/d", "b/d")
+    assert merged.returncode == 0, merged.stderr
+    assert "6 records came in, 2 were there" in merged.stdout
+    planned = sdediff("study", "plan", "digits", "--quick", "--name", "d", *SMALL)
+    assert planned.returncode == 0, planned.stderr
+    assert "2 cells to run, 560 network calls of single samples" in planned.stdout
+    assert "about" in planned.stdout
+    whole = sdediff("study", "run", "digits", "--quick", "--name", "d", "--no-report", *SMALL)
+    assert whole.returncode == 0, whole.stderr
+    frame = pd.read_csv(tmp_path / "runs" / "d" / "results.csv")
+    assert list(frame[frame["kind"] == "cell"]["curve"]) == ["DDIM()"] * 2 + ["DDIM(1.0)"] * 2 + ["DDPM()"] * 2
+    told = sdediff("study", "compare", "runs/d", "DDIM()@3", "DDPM()@3")
+    assert told.returncode == 0, told.stderr
+    assert "DDIM()@3 beats DDPM()@3 in Frechet distance by " in told.stdout or "A tie in Frechet distance: DDIM()@3" in told.stdout
+    for arguments, expected in (
+        (["compare", "runs/d", "DDMI()@3", "DDPM()@3"], "Did you mean 'DDIM()@3'?"),
+        (["compare", "runs/d", "DDIM()@3", "DDPM()@3", "--metric", "kid"], "'kid'"),
+        (["run", "mnist", "--quick", "--name", "d", "--out", "a", "--checkpoint", "digits"], "belong together"),
+    ):
+        run = sdediff("study", *arguments)
+        assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
+        assert expected in run.stderr, run.stderr
+
+
+def test_cells_that_fail_are_told_by_the_exit_code(sdediff, tmp_path):
+    rk4 = ["study", "--quick", *SMALL[:6], "--name", "f", "--solver", "RungeKutta('rk4', Angle())", "--solver", "DDIM()"]
+    planned = sdediff("study", "plan", *rk4[1:])
+    assert "3 calls, seed 0) will fail: one step of RungeKutta" in planned.stderr, planned.stderr
+    run = sdediff(*rk4)
+    assert run.returncode == 3
+    assert "1 of the cells failed" in run.stderr
+    assert "3 are too few" in run.stderr
+    assert "Traceback" not in run.stderr
+    folder = tmp_path / "runs" / "f"
+    assert list(pd.read_csv(folder / "results.csv")["status"]) == ["done", "failed", "done", "done", "done"]
+    assert "are too few" in (folder / "report.html").read_text()
+    every = sdediff("study", "--quick", *SMALL[:2], *SMALL[4:6], "--name", "g", "--calls", "3", "--solver", "RungeKutta('rk4', Angle())")
+    assert every.returncode == 3
+    assert "all that ran failed" in every.stderr
+
+
+def test_a_study_is_not_written_into_another_one(sdediff, tmp_path):
+    few = ["study", "--quick", "--no-report", *SMALL[:8]]
+    assert sdediff(*few, "--name", "one").returncode == 0
+    (tmp_path / "runs" / "one").rename(tmp_path / "runs" / "two")
+    run = sdediff(*few, "--name", "two")
+    assert run.returncode == 2
+    assert "is the folder of the study 'one', not of 'two'" in run.stderr
+
+
+def test_a_disk_that_is_full_ends_a_study_with_a_sentence(sdediff, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    plain, writes = os.fsync, []
+
+    def full(file):
+        writes.append(file)
+        if len(writes) > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(file)
+
+    few = ["study", "--quick", "--no-report", *SMALL[:8], "--name", "d"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        run = sdediff(*few)
+    assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
+    assert "cannot be written (No space left on device): choose another folder, or free some space." in run.stderr
+    assert list((tmp_path / "runs" / "d").rglob("*.safetensors"))
+    assert sdediff(*few).returncode == 0
+
+
+def test_samples_in_shards(sdediff, tmp_path):
+    """Sample i has the label i mod classes and the same bits, whatever the shard."""
+    from safetensors.torch import load_file
+
+    from sdediff.networks import UNet
+
+    torch.manual_seed(1)
+    net = UNet(channels=1, width=8, groups=4, multipliers=(1,), attention=(), classes=3)
+    for p in net.parameters():
+        p.data.add_(0.05 * torch.randn_like(p))
+    save_model(tmp_path / "net.safetensors", ScoreNet(net, VPLinear(), "v", "lam", shape=(1, 8, 8)))
+    draw = ["sample", "--checkpoint", "net.safetensors", "-n", "130", "--calls", "2", "--labels", "0-2", "--as", "safetensors"]
+    for size in ("64", "1000"):
+        run = sdediff(*draw, "--out", size, "--shard", size)
+        assert run.returncode == 0, run.stderr
+    assert sdediff(*draw[:-2], "--batch", "64", "--out", "whole.safetensors").returncode == 0
+    small = torch.cat([load_file(p)["x"] for p in sorted((tmp_path / "64").glob("*.safetensors"))])
+    assert torch.equal(small, load_file(tmp_path / "1000" / "000000.safetensors")["x"])
+    torch.testing.assert_close(small, load_file(tmp_path / "whole.safetensors")["x"], rtol=1e-4, atol=1e-5)
+    assert "3 of them there before" in sdediff(*draw, "--out", "64", "--shard", "64").stdout
+    other = sdediff(*draw, "--out", "64", "--shard", "64", "--seed", "1")
+    assert other.returncode == 2
+    assert "holds samples of other settings: seed (0 there, 1 asked)" in other.stderr
 
 
 def test_sampling_by_the_command_line_is_a_function_of_the_seed(sdediff, tmp_path):

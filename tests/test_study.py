@@ -10,6 +10,7 @@ import os
 import string
 import warnings
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ from sdediff.metrics import Estimate, Moments
 from sdediff.noise import BrownianNoise
 from sdediff.prediction import Model, Prediction
 from sdediff.schedule import Knot, Schedule
-from sdediff.solver import Solver
-from sdediff.solvers import SOLVERS
+from sdediff.solvers import SOLVERS, AnnealedLangevin
 from sdediff.study import (
     Cell,
     Gathered,
@@ -362,7 +362,15 @@ def test_a_sample_is_the_same_for_any_number_of_samples_and_order_of_seeds(tmp_p
     assert all(torch.equal(errors[0][k], errors[1][k]) for k in errors[0])
 
 
-def test_labels_stay_with_their_samples(monkeypatch):
+def test_a_chunk_is_what_its_samples_are_by_themselves(tmp_path):
+    """Latents, and the Brownian path, of the samples 64 to 127 and of nobody else."""
+    work = cells_of(toy_job(tmp_path, toy_study(products=(Product(("DDPM()",), calls=(4,)),), seeds=(6,))))[0]
+    x = latents(oracle(), 128, seed=6)[64:]
+    noise = path_of(6, DDPM(), VPLinear()).on(x, index=range(64, 128))
+    assert torch.equal(work.solved(1)[0].x, solve(DDPM(), oracle(), x, LogSNR().knots(VPLinear(), 4), noise=noise).x)
+
+
+def test_labels_stay_with_their_samples():
     """Sample i has label i mod classes, whatever its chunk."""
     seen = []
 
@@ -391,7 +399,8 @@ def test_labels_stay_with_their_samples(monkeypatch):
 
 
 SCHEDULES = (VPLinear(), VPCosine(), DiscreteVP.linear(200), SubVP(), VE(), EDM(), FlowMatching())
-STOCHASTIC = [made() for made in (*SOLVERS, TorchSDE) if made().facts.stochastic]
+STOCHASTIC = [made() for made in (*SOLVERS, TorchSDE) if made().facts.stochastic and made is not AnnealedLangevin]
+STOCHASTIC.append(AnnealedLangevin(steps=4))  # its default of 100 takes its time
 
 
 @dataclass
@@ -431,15 +440,15 @@ def test_every_stochastic_solver_follows_the_path_of_its_seed(solver):
         grids = [Quadratic(), *([] if isinstance(schedule, FlowMatching) else [LogSNR()])]
         grids += [DDPMSubsequence()] if isinstance(schedule, DiscreteVP) else []
         for grid in grids:
-            x, calls = latents(oracle(schedule), 4), 100 if name == "AnnealedLangevin" else 20
+            x, calls = latents(oracle(schedule), 4), 20
             path, asked = path_of(3, solver, schedule), []
             try:
                 made, knots = method(Cell(solver, grid, calls, None, None, 3, 64), schedule)
                 found = solve(made, oracle(schedule), x, knots, noise=Watched(path.on(x), asked))
             except UserError as wrong:
-                lost = isinstance(grid, DDPMSubsequence) and name in ENDS
-                assert lost or (isinstance(schedule, FlowMatching) and name in STARTS), (schedule, grid, wrong)
-                assert any(s in str(wrong) for s in SENTENCES)
+                refused = (isinstance(grid, DDPMSubsequence) and name in ENDS) or (isinstance(schedule, FlowMatching) and name in STARTS)
+                if not (refused and any(s in str(wrong) for s in SENTENCES)):
+                    raise
                 continue
             assert torch.isfinite(found.x).all()
             kinds = {k for k, _, _ in asked}
@@ -459,7 +468,7 @@ def test_the_path_is_one_for_every_step_count_and_solver_of_a_clock():
         knots = LogSNR().knots(VPLinear(), steps)
         ends = [k.clock(DDPM().facts.clock) for k in knots]
         noise: BrownianNoise = path_of(3, DDPM(), VPLinear()).on(torch.zeros(3, 2, dtype=torch.float64))
-        parts = sum(noise(a, b) for a, b in zip(ends, ends[1:], strict=False))
+        parts = sum(noise(a, b) for a, b in pairwise(ends))
         torch.testing.assert_close(parts, noise(ends[0], ends[-1]), rtol=1e-9, atol=1e-9)
 
 
@@ -468,7 +477,7 @@ def test_steps_of_a_path_are_independent_and_of_the_right_size(schedule):
     """Also where the clock begins at 0 and spans six decades: steps that fell into one leaf of the tree would share their numbers."""
     noise = path_of(0, DDPM(), schedule).on(torch.zeros(300, 10))
     ends = [k.clock(DDPM().facts.clock) for k in Quadratic().knots(schedule, 50)]
-    z = torch.stack([noise(a, b) / abs(b - a) ** 0.5 for a, b in zip(ends, ends[1:], strict=False)])
+    z = torch.stack([noise(a, b) / abs(b - a) ** 0.5 for a, b in pairwise(ends)])
     square, beside = z.square().mean((1, 2)), (z[1:] * z[:-1]).mean((1, 2))
     assert 0.88 < float(square.min()) < float(square.max()) < 1.12
     assert float(beside.abs().max()) < 0.08
@@ -657,6 +666,17 @@ def test_a_damaged_chunk_is_run_again(whole, tmp_path, how):
     assert (tmp_path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
+def test_chunks_of_a_job_that_was_killed_after_the_record_are_taken_away(whole, tmp_path):
+    stopped(tmp_path, 1)
+    job = toy_job(tmp_path)
+    first, second = cells_of(job)[:2]
+    chunk = job.store.chunk(second.id, 0)
+    assert chunk is not None
+    job.store.write_chunk(first.id, chunk)
+    finished(tmp_path)
+    assert [p.name[:5] for p in (tmp_path / "parts").iterdir()] == ["flow-"]
+
+
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_lost_chunk_of_the_converged_flow_is_made_again_when_it_is_needed(whole, tmp_path, how):
     """Its record is done: without care the error of later cells would be of other chunks than their samples, or missing."""
@@ -732,7 +752,7 @@ def test_a_job_with_other_settings_waits_for_the_one_that_runs(tmp_path):
     other = toy_study(samples=80)
     going = run(toy_job(tmp_path))
     next(going)
-    with pytest.raises(UserError, match="another job is running in .* with other settings"):
+    with pytest.raises(UserError, match=r"another job is running in .* with other settings"):
         finished(tmp_path, other)
     assert read_study(tmp_path / "study.toml") == toy_study()
     left = tmp_path / ".results.csv.abc"
@@ -1005,6 +1025,10 @@ def test_the_floor_of_a_metric(whole):
     assert noise.high - noise.value == pytest.approx(1.96 * float(values.std()))
     assert real.about["floor"] == 70
     assert 0 < noise.value < 0.3
+    shown = findings_of(gathered(open_folder(whole)), "", "")
+    assert "; 70 real ones score " in shown.answer[1]
+    fewer = replace(gathered(open_folder(whole)), real=Record({**real.about, "floor": 35}, real.tensors))
+    assert "; 35 real ones score " in findings_of(fewer, "", "").answer[1]  # where there are not twice as many
     assert floor_of(None) == {}
 
 
@@ -1026,15 +1050,9 @@ def test_findings_without_a_reference_and_without_images(tmp_path):
     assert all("error" not in line.measures for line in shown.lines)
     assert len(shown.answer) in (2, 3)
     assert "Of 6 pairs of lines" in shown.answer[-1]
-    assert all(line.good == (i == best_of_line(shown) or line.against is None or line.against.p >= 0.05 or line.against.difference.value < 0)
-               for i, line in enumerate(shown.lines))  # fmt: skip
-    found = write_report(tmp_path)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert found.name == "toy"
-
-
-def best_of_line(shown) -> int:
-    return min(range(len(shown.lines)), key=lambda i: shown.lines[i].measures["frechet"].value)
+    assert [line.against is None for line in shown.lines].count(True) == 1  # the best
+    for line in shown.lines:
+        assert line.good == (line.against is None or line.against.p >= 0.05)
 
 
 def test_statistics_of_a_file_in_place_of_the_data(tmp_path):
@@ -1131,4 +1149,5 @@ def test_a_report_while_the_study_runs(tmp_path):
         if p.record is not None and isinstance(p.work, Sampling) and not p.work.converges:
             break
     assert len(write_report(tmp_path).lines) == 1
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     going.close()

@@ -251,8 +251,8 @@ def test_killed_at_ten_random_moments(tmp_path, undisturbed):
     moments, folder = random.Random(), tmp_path / "s"
     for i in range(10):
         count = moments.choice([1, 1, 2])
-        jobs = together(count, "study", folder, "0.01")
-        killed(jobs, moments.uniform(0, 0.6), which=moments.randrange(count))
+        jobs = together(count, "study", folder, "0.03")
+        killed(jobs, moments.uniform(0, 0.35), which=moments.randrange(count))
         for code, text in ended(jobs):
             assert code == -signal.SIGKILL or "said: one of the 2 processes ended" in text, (i, text[-2000:])
     well(together(2, "study", folder))

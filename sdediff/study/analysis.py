@@ -177,7 +177,7 @@ def findings_of(found: Gathered, command: str, folder: str) -> Findings:
     return Findings(
         name=study.name,
         question=study.question,
-        answer=answer(study, lines, plain[0] if plain else None, noise, top, name),
+        answer=answer(study, lines, plain[0] if plain else None, noise, top, name, found.real),
         metric=name,
         titles=titles,
         better={m: "high" if _high(m) else "low" for m in metrics} | {"error": "low"},
@@ -240,7 +240,9 @@ def floor_of(real: Record | None) -> dict[str, Interval]:
     return found
 
 
-def answer(study: Study, lines: Sequence[Group], flow: Group | None, noise: Mapping[str, Interval], top: int, name: str) -> list[str]:
+def answer(
+    study: Study, lines: Sequence[Group], flow: Group | None, noise: Mapping[str, Interval], top: int, name: str, real: Record | None
+) -> list[str]:
     """The answer in three sentences: the cheapest line as good as the best; the three errors apart; how many pairs differ."""
     best = lines[top]
     good = [g for g in lines if g is best or not worse(g, best, name)]
@@ -251,7 +253,7 @@ def answer(study: Study, lines: Sequence[Group], flow: Group | None, noise: Mapp
         parts.append(f"the converged flow scores {_shown(e)}: that is the model's own error")
     if name in noise:
         parts.append(
-            f"as many real images score {noise[name].value:.3g} [{noise[name].low:.3g}, {noise[name].high:.3g}]: the metric's noise"
+            f"{real.about['floor'] if real else 0} real ones score {noise[name].value:.3g} [{noise[name].low:.3g}, {noise[name].high:.3g}]: the metric's noise"
         )
     if flow is not None and not cheap.cell.stochastic and (e := cheap.pooled("error")) is not None:
         parts.append(f"{cheap.name} is {e.value:.2g} a pixel from that flow: the solver's error")

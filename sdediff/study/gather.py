@@ -19,7 +19,7 @@ from .figures import round_trip, sheet, static
 from .findings import Findings
 from .job import ORDER
 from .page import write_page
-from .results import warn_of_versions, write_results
+from .results import lines_of, warn_of_versions, write_results
 from .store import Record, Store
 
 
@@ -118,7 +118,8 @@ def merge(folder: str | Path, parts: Sequence[str | Path]) -> tuple[int, int]:
         for name in ("study.toml", ORDER):
             target.write_text(name, stores[0].text(name) or "")
     found = gathered(target)
-    write_results(target, found.study, {i: found.records[i] for _, i in [*found.flows, *found.cells] if i in found.records})
+    over = [i for _, i in [*found.flows, *found.cells] if i in found.records]
+    write_results(target, [lines_of(found.study, i, found.records[i]) for i in over])
     return came, had
 
 

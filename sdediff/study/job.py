@@ -27,7 +27,7 @@ from .cells import Study, study_of
 from .extras import Extras
 from .judge import Judge
 from .problem import Problem
-from .results import write_results
+from .results import Lines, lines_of, write_results
 from .store import Chunk, Record, Store, StoreError
 from .work import Real, Sampling, Work, judge_of
 
@@ -54,6 +54,7 @@ class Job:
     store: Store
     among: Processes = field(default_factory=Alone)
     threads: int = 1
+    written: dict[str, tuple[int | None, Lines | None]] = field(default_factory=dict, repr=False, compare=False)  # as `_write` read them
 
     @cached_property
     def works(self) -> list[Work]:
@@ -107,8 +108,17 @@ def run(job: Job, again: bool = False) -> Iterator[Progress]:
 
 def _write(job: Job) -> None:
     """results.csv and costs.csv of the cells that are over."""
-    cells = [w.id for w in job.works if isinstance(w, Sampling)]
-    write_results(job.store, job.study, {i: r for i in cells if (r := job.store.record(i)) is not None})
+    found = []
+    for i in [w.id for w in job.works if isinstance(w, Sampling)]:
+        stamp, lines = job.written.get(i, (None, None))
+        now = job.store.stamp(i)
+        if now is not None and now != stamp:  # a record is read once, not after every cell
+            record = job.store.record(i)
+            lines = None if record is None else lines_of(job.study, i, record)
+            job.written[i] = (now, lines)
+        if now is not None and lines is not None:
+            found.append(lines)
+    write_results(job.store, found)
 
 
 def _claim(job: Job, stack: ExitStack) -> None:

@@ -74,10 +74,18 @@ def costs(cell: str, record: Record) -> dict[str, Any]:
     return {"cell": cell, **{k: record.about.get("costs", {}).get(k) for k in COSTS[1:]}}
 
 
-def write_results(store: Store, study: Study, records: Mapping[str, Record]) -> None:
-    """Write results.csv and costs.csv of these cells that are over, in this order."""
-    store.write_text("results.csv", _csv([row(study, k, r) for k, r in records.items()]))
-    store.write_text("costs.csv", _csv([costs(k, r) for k, r in records.items()]))
+Lines = tuple[dict[str, Any], dict[str, Any]]  # of a cell, in the two files
+
+
+def lines_of(study: Study, cell: str, record: Record) -> Lines:
+    """The lines of a cell in results.csv and costs.csv."""
+    return row(study, cell, record), costs(cell, record)
+
+
+def write_results(store: Store, lines: Sequence[Lines]) -> None:
+    """Write results.csv and costs.csv of cells that are over, in this order."""
+    store.write_text("results.csv", _csv([one for one, _ in lines]))
+    store.write_text("costs.csv", _csv([other for _, other in lines]))
 
 
 def frame(folder: str | Path) -> Any:

@@ -86,6 +86,13 @@ class Store:
             return None
         return Record(about, tensors)
 
+    def stamp(self, cell: str) -> int | None:
+        """When the record of a cell was written, in nanoseconds; None while there is none."""
+        try:
+            return self._record(cell).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def write_record(self, cell: str, record: Record) -> None:
         """Write a record whole."""
         _write(self._record(cell), cell, record.tensors, record.about)
