@@ -80,6 +80,7 @@ from sdediff.study import (
 )
 from sdediff.study.analysis import best_of, floor_of
 from sdediff.study.costs import Timed, forget_peak, peak_memory
+from sdediff.study.store import StoreError
 from sdediff.study.work import method, path_of
 
 CENTRES = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]])
@@ -735,6 +736,24 @@ def test_a_full_disk_is_a_sentence_and_the_study_goes_on_afterwards(whole, tmp_p
     monkeypatch.setattr(os, "fsync", plain)
     finished(tmp_path)
     assert (tmp_path / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_a_full_disk_is_no_cells_fault_wherever_it_shows(tmp_path, monkeypatch):
+    """Here in the middle of a cell, which makes a lost chunk of the converged flow again."""
+    stopped(tmp_path, 1)
+    for part in (tmp_path / "parts").glob("flow-*/*1.safetensors"):
+        part.unlink()
+    plain = Store.write_chunk
+
+    def full(self, cell, chunk):
+        if cell.startswith("flow-"):
+            raise StoreError("no room")
+        plain(self, cell, chunk)
+
+    monkeypatch.setattr(Store, "write_chunk", full)
+    with pytest.raises(UserError, match="no room"):
+        finished(tmp_path)
+    assert {r["status"] for r in table(tmp_path)} == {"done"}
 
 
 def test_a_folder_that_cannot_be_locked_is_a_sentence(tmp_path, monkeypatch):

@@ -83,7 +83,10 @@ def _stream(model: Any, n: int, asked: dict[str, Any], classifier: Path | None, 
             done += more
             advance(more, shard.path.name)
     if among.rank == 0:
-        out.print(f"wrote {folder}: {n} samples in shards of {size}" + (f", {there} of them there before" if there else ""), soft_wrap=True)
+        out.print(
+            f"wrote {folder}: {n} samples in shards of {-(-size // GROUP) * GROUP}" + (f", {there} of them there before" if there else ""),
+            soft_wrap=True,
+        )
 
 
 def solvers() -> None:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from .. import study as studies
 from ..accelerated import processes
-from ..names import UserError
+from ..names import UserError, choose
 from ..processes import Processes
 from ..recipe import read_recipe
 from ..study import Study
@@ -36,7 +36,10 @@ class _Default(TyperGroup):
 
 app = typer.Typer(cls=_Default, no_args_is_help=False, help="Step count against quality: plan, run, report, compare, merge. Alone: run.")
 
-Config = Annotated[str, typer.Argument(help="A study of the package by its name (`sdediff study configs`), or a TOML file.")]
+Config = Annotated[
+    str,
+    typer.Argument(help="A study of the package by its name (`sdediff study configs`), a TOML file, or the folder of a begun one."),
+]
 Folder = Annotated[Path, typer.Argument(help="The folder of a study, e.g. runs/digits.", show_default=False)]
 Name = Annotated[str | None, typer.Option(help="The results go to OUT/NAME; default: the config's name.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder of all studies.")]
@@ -75,8 +78,9 @@ def run_study(
     threads: Threads = 1,
 ) -> None:
     """Run all that is not done of a study, and report. Killed and started again it goes on; under torchrun processes share every cell."""
+    config, begun = _begun(config)
     study = _asked(config, changes, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick)
-    among, target = _start(threads), folder / study.name
+    among, target = _start(threads), begun if begun is not None and name is None else folder / study.name
     if among.rank == 0:
         writable(target)
     job = _job(study, target, among, threads)
@@ -109,12 +113,14 @@ def plan(
     threads: Threads = 1,
 ) -> None:
     """Print the cells, network calls and time of a study before anything runs: a chunk of each kind of cell is timed."""
+    config, begun = _begun(config)
     study = _asked(config, changes, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick)
     among = _start(threads)
     if study.model.get("train"):
         say(f"the network is trained first, by the recipe {study.model['train']!r}; timed here: the package's own")
         study = studies.changed(study, checkpoint=study.model["train"])
-    job = studies.Job(study, studies.problem_of(study, device=among.device), studies.Store(folder / study.name), among, threads)
+    target = begun if begun is not None and name is None else folder / study.name
+    job = studies.Job(study, studies.problem_of(study, device=among.device), studies.Store(target), among, threads)
     found: Any = None
     with err.status("timing") as status:
         for found in studies.plan(job):
@@ -142,6 +148,8 @@ def compare(
     lines = studies.groups_of(found.study, found.cells, found.records)
     if not lines:
         raise UserError(f"{folder}: no cell of the study is finished yet: `sdediff study run` runs them.")
+    if metric is not None:
+        choose("metric", metric, found.study.metrics)
     one, other = studies.chosen(lines, a), studies.chosen(lines, b)
     names = found.study.metrics if metric is None else (metric,)
     for name in names:
@@ -165,6 +173,12 @@ def list_studies() -> None:
 
 
 # --- what was asked ---------------------------------------------------------------------------------------------------
+
+
+def _begun(config: str) -> tuple[str, Path | None]:
+    """The TOML file, and, where what was given is the folder of a study that was begun, that folder."""
+    held = Path(config) / "study.toml"
+    return (str(held), Path(config)) if held.is_file() else (config, None)
 
 
 def _asked(config, changes, name, checkpoint, solver, calls, tolerances, grid, guidance, samples, seeds, metric, quick) -> Study:
@@ -306,7 +320,8 @@ def _report(folder: Path) -> None:
 def _print_lines(found: studies.Findings) -> None:
     """The headline metric by curve and calls, then errors and what chooses its steps."""
     fixed = [line for line in found.lines if line.calls is not None]
-    print_table(f"{found.titles[found.metric]} [95 %] (columns: network calls asked)", _by_calls(fixed, found.metric))
+    title = f"{found.titles[found.metric]} [95 %] (columns: network calls asked; *: cannot be told from the best)"
+    print_table(title, _by_calls(fixed, found.metric))
     plain = [line for line in fixed if not line.stochastic and "error" in line.measures]
     print_table(found.titles["error"], _by_calls(plain, "error", bare=True))
     free = [

@@ -253,7 +253,8 @@ def answer(
         parts.append(f"the converged flow scores {_shown(e)}: that is the model's own error")
     if name in noise:
         parts.append(
-            f"{real.about['floor'] if real else 0} real ones score {noise[name].value:.3g} [{noise[name].low:.3g}, {noise[name].high:.3g}]: the metric's noise"
+            f"{real.about['floor'] if real else 0} real ones score {noise[name].value:.3g} "
+            f"[{noise[name].low:.3g}, {noise[name].high:.3g}]: the metric's noise"
         )
     if flow is not None and not cheap.cell.stochastic and (e := cheap.pooled("error")) is not None:
         parts.append(f"{cheap.name} is {e.value:.2g} a pixel from that flow: the solver's error")

@@ -56,8 +56,7 @@ def write_report(folder: str | Path) -> Findings:
     """Write report.html and the pictures of all that is finished; what they show. `UserError` while nothing is."""
     store = open_folder(folder)
     found = gathered(store)
-    parent = store.folder.parent
-    command = f"sdediff study run {shlex.quote(str(store.folder / 'study.toml'))} --out {shlex.quote(str(parent))}"
+    command = f"sdediff study run {shlex.quote(str(store.folder))}"
     shown = findings_of(found, command, str(folder))
     if found.extras is not None and found.extras.failed is None:
         shown = replace(shown, tables=[*shown.tables, *_tables(found.extras)], pictures=_pictures(found.extras, store.folder))

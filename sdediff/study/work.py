@@ -38,7 +38,7 @@ from .judge import Judge
 from .problem import Problem
 from .store import Chunk, Record, Store, mark
 
-DEPTH = 16  # of the tree of a Brownian path: 65536 leaves, for steps by the thousand
+DEPTH, DEEPER = 16, 20  # of the tree of a Brownian path, for steps by the thousand; clocks other than snr are cut less evenly by a grid
 KEPT = 1 << 22  # bytes of features that a record keeps
 
 
@@ -311,7 +311,8 @@ def path_of(seed: int, solver: Solver | Delegate, schedule: Schedule) -> Brownia
     if not np.isfinite(high):  # no noise is left at t_min: the path ends where the last noise is drawn, at any time above it
         high = max(v for t in np.geomspace(1e-12, 1, 200) if np.isfinite(v := schedule.knot(schedule.t_max * float(t)).clock(clock)))
     # where no signal is left at t_max the clock begins at 0, halves are not geometric, and its small steps lie deep
-    return Brownian(seed, (low, high), DEPTH if low > 0 else 3 * DEPTH)
+    depth = DEPTH if clock == "snr" else DEEPER
+    return Brownian(seed, (low, high), depth if low > 0 else 3 * DEPTH)
 
 
 def wants_logits(study: Study) -> bool:
