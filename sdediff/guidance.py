@@ -25,7 +25,7 @@ from .checks import check_model
 from .combine import Linear, combine, linear
 from .latent_diffusion import LatentDiffusion
 from .names import UserError, choose, from_repr
-from .prediction import KINDS, Labelled, Model, ModelError, Prediction, check_labels, parts
+from .prediction import KINDS, Around, Labelled, Model, ModelError, Prediction, check_labels, parts
 from .schedule import CLOCKS, Knot, Number, Schedule
 from .score import ScoreNet
 
@@ -264,7 +264,7 @@ def _scales(guidance: Guidance, labels: Tensor | None, scales: Tensor | None, cl
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Around):
     """A model and a weaker one, combined. w: the scale, or one a sample. pair: both as one network, asked for 2n samples at once.
     n: how many samples it has labels for, if it has any. alike: both are one model, with its labels and without, so that they answer alike.
     """
@@ -276,14 +276,6 @@ class Guided:
     pair: ScoreNet | None = None
     n: int | None = None
     alike: bool = False
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def rows(self, index: Tensor) -> Guided:
         """The model for a subset of the samples: labels and scales leave with them."""
@@ -349,7 +341,7 @@ class Guided:
 
 
 @dataclass(frozen=True)
-class ClassifierGuided:
+class ClassifierGuided(Around):
     """A model moved along the gradient of a classifier. w: the scale, or one a sample."""
 
     model: Model
@@ -357,14 +349,6 @@ class ClassifierGuided:
     labels: Tensor
     guidance: ClassifierGuidance
     w: Number
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def rows(self, index: Tensor) -> ClassifierGuided:
         """The model for a subset of the samples: labels and scales leave with them."""

@@ -22,7 +22,7 @@ from .combine import combine, linear
 from .control import Fixed
 from .names import UserError, positive
 from .noise import Noise, NoiseSource
-from .prediction import Model, ModelError, Prediction
+from .prediction import Around, Model, ModelError, Prediction
 from .result import Solution
 from .schedule import Knot
 from .solve import bound
@@ -45,20 +45,12 @@ class _Asked(Exception):  # a message to the replay, not an error
 
 
 @dataclass
-class _Replay:
+class _Replay(Around):
     """A model that gives the answers there are, in order, and then asks."""
 
     model: Model
     answers: list[Prediction] = field(default_factory=list)
     given: int = 0
-
-    @property
-    def schedule(self):
-        return self.model.schedule
-
-    @property
-    def shape(self):
-        return self.model.shape
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         if self.given == len(self.answers):

@@ -210,8 +210,22 @@ def check_labels(labels: Any, classes: int | None) -> Tensor:
     return given.long()
 
 
+class Around:
+    """The base of models around a model, abstract: schedule and shape are those of the one inside."""
+
+    model: Model
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.model.schedule
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.model.shape
+
+
 @dataclass
-class Counted:
+class Counted(Around):
     """A model that counts: `calls` network calls so far (2 for an answer that ran two networks), and `each`, those of each sample.
 
     Where samples needed different numbers, `calls` grows by what ran for the batch (`Prediction.calls`), `each` by what each needed.
@@ -227,14 +241,6 @@ class Counted:
     def calls(self) -> int:
         return self.account[0]
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
-
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
         self.account[0] += p.calls
@@ -248,7 +254,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class InPlace:
+class InPlace(Around):
     """A model that is always asked about n samples, each at its own place, also when only some of them are there.
 
     A network's last bits depend on the size of the batch, so samples that leave one by one would change the answers of those that stay.
@@ -258,14 +264,6 @@ class InPlace:
     model: Model
     n: int
     index: np.ndarray | None = None
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         if self.index is None:

@@ -18,25 +18,17 @@ from torch import Tensor
 from .combine import combine, linear
 from .latent_diffusion import LatentDiffusion
 from .names import UserError
-from .prediction import Model, Prediction
-from .schedule import Knot, Schedule
+from .prediction import Around, Model, Prediction
+from .schedule import Knot
 
 
 @dataclass(frozen=True)
-class Limited:
+class Limited(Around):
     """A model whose x0 goes through `limit`, a function of x0 (B, ...) alone, elementwise or sample by sample."""
 
     model: Model
     limit: Callable[[Tensor], Tensor]
     original_eps: bool = False
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)
@@ -84,20 +76,12 @@ def _limited(model: Model, limit: Callable[[Tensor], Tensor], original_eps: bool
 
 
 @dataclass(frozen=True)
-class AnalyticFirstStep:
+class AnalyticFirstStep(Around):
     """A model that is not asked at one knot: there the answer is that of data N(0, data_std^2), without a network call."""
 
     model: Model
     knot: Knot
     data_std: float = 1.0
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         here = np.asarray(t.time == self.knot.time)

@@ -15,9 +15,9 @@ from ..data import data_folder
 from ..interop.hot_vs_cold import load_hot_vs_cold
 from ..latent_diffusion import LatentDiffusion, around
 from ..names import UserError
-from ..prediction import Model, Prediction
+from ..prediction import Around, Model, Prediction
 from ..pretrained.scores import load
-from ..schedule import Knot, Schedule
+from ..schedule import Knot
 from ..score import ScoreNet
 from ..solver import Delegate, Solver
 from .console import checkpoint_path
@@ -37,19 +37,11 @@ LimitsOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Around):
     """A model that tells of every call."""
 
     model: Model
     tell: Callable[[int], None]
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         p = self.model(x, t)

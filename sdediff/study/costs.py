@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..prediction import Model, Prediction
-from ..schedule import Knot, Schedule
+from ..prediction import Around, Model, Prediction
+from ..schedule import Knot
 
 
 @dataclass(frozen=True)
-class Timed:
+class Timed(Around):
     """A model that adds up the seconds spent in it, on a GPU those until the answer is there."""
 
     model: Model
@@ -25,14 +25,6 @@ class Timed:
     @property
     def seconds(self) -> float:
         return self.account[0]
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model.schedule
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.model.shape
 
     def __call__(self, x: Tensor, t: Knot) -> Prediction:
         _wait(x.device)
