@@ -69,7 +69,7 @@ def measured(name: str, problem: Problem, samples: int, seeds: int, products: tu
 def gains(name: str, found: Gathered) -> list[dict[str, Any]]:
     """A line for each solver and pair of step counts."""
     rows = []
-    lines = groups_of(found.study, found.cells, found.records)
+    lines = groups_of(found.cells, found.records)
     for curve in dict.fromkeys(g.curve for g in lines):
         own = [g for g in lines if g.curve == curve]
         for a, b in combinations(own, 2):
@@ -92,7 +92,7 @@ def gap(scratch: Path) -> list[dict[str, Any]]:
     for name, make in PROBLEMS.items():
         product = (Product(("DDIM()",), ("Quadratic()",), (50, 51, 100, 101, 102)),)
         found = measured(f"{name}-gap", make(), 10_000, 1, product, scratch)
-        lines = groups_of(found.study, found.cells, found.records)
+        lines = groups_of(found.cells, found.records)
         for a, b in combinations(lines, 2):
             d, base = difference(a, b, "frechet"), a.each[0]["frechet"]
             low, high = d.interval()

@@ -925,9 +925,9 @@ def made_up(solver: str, calls: int, influence: np.ndarray, value: float, seed: 
     return cell, Record(told, tensors)
 
 
-def lines_of(*made: tuple[Cell, Record], study: Study | None = None) -> list[Group]:
+def lines_of(*made: tuple[Cell, Record]) -> list[Group]:
     cells = [(cell, str(i)) for i, (cell, _) in enumerate(made)]
-    return groups_of(study or toy_study(), cells, {str(i): r for i, (_, r) in enumerate(made)})
+    return groups_of(cells, {str(i): r for i, (_, r) in enumerate(made)})
 
 
 RNG = np.random.default_rng(0)
@@ -1030,7 +1030,7 @@ def test_grids_and_guidance_make_curves_of_their_own():
     for i, cell in enumerate(cells):
         _, record = made_up("DDIM()", 5, SHARED, 9.0)
         records[str(i)] = Record({**record.about, **cell.about()}, record.tensors)
-    lines = groups_of(toy_study(products=products), [(c, str(i)) for i, c in enumerate(cells)], records)
+    lines = groups_of([(c, str(i)) for i, c in enumerate(cells)], records)
     assert len({g.curve for g in lines}) == 6
 
 

@@ -22,6 +22,7 @@ from sdediff.metrics import (
 from sdediff.pretrained import feature_extractor
 from sdediff.study import Job, Store, frame, gathered, problem_of, run, study_of
 from sdediff.study.analysis import floor_of
+from sdediff.study.judge import better
 
 N = 70
 METRICS = ["frechet", "kid", "inception_score", "precision", "recall", "density", "coverage", "wasserstein", "memorised"]
@@ -108,3 +109,13 @@ def test_the_references_are_drawn(job):
     assert len(np.unique(rows)) == 300
     assert rows.max() > 1500  # of 1797
     assert (np.diff(rows) < 0).any()
+
+
+@pytest.mark.parametrize("metric", ["precision", "precision@pixels", "precision_pixels", "density@pixels", "inception_score"])
+def test_more_is_better_in_any_extractor(metric):
+    assert better(metric) == "high"
+
+
+@pytest.mark.parametrize("metric", ["frechet", "frechet_infinity", "frechet@pixels", "kid", "memorised", "error"])
+def test_less_is_better(metric):
+    assert better(metric) == "low"

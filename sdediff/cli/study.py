@@ -145,7 +145,7 @@ def compare(
 ) -> None:
     """Say whether A beats B, by how much, with a 95 % interval and p: sample by sample on the same latents."""
     found = studies.gathered(studies.open_folder(folder))
-    lines = studies.groups_of(found.study, found.cells, found.records)
+    lines = studies.groups_of(found.cells, found.records)
     if not lines:
         raise UserError(f"{folder}: no cell of the study is finished yet: `sdediff study run` runs them.")
     if metric is not None:

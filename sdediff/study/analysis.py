@@ -19,7 +19,7 @@ from ..metrics import Estimate, MetricError, mean_of
 from ..names import UserError, label, nearest
 from .cells import Cell, Study
 from .findings import Against, Findings, Interval, Line, Sheet
-from .judge import BETTER, better, column, title
+from .judge import better, column, title
 from .results import estimates
 from .store import Record
 
@@ -60,7 +60,7 @@ def interval(e: Estimate) -> Interval:
     return Interval(e.value, *e.interval())
 
 
-def groups_of(study: Study, cells: Sequence[tuple[Cell, str]], records: Mapping[str, Record]) -> list[Group]:
+def groups_of(cells: Sequence[tuple[Cell, str]], records: Mapping[str, Record]) -> list[Group]:
     """The finished lines among these (cell, id), in order."""
     found: dict[Cell, list[tuple[str, Record]]] = {}
     for cell, name in cells:
@@ -107,19 +107,18 @@ def worse(a: Group, b: Group, name: str) -> bool:
     if not comparable(a, b, name):
         return False
     found = difference(a, b, name)
-    sign = 1 if better(name) == "low" else -1
-    return sign * found.value > 0 and found.p_value < LEVEL
+    return _sign(name) * found.value > 0 and found.p_value < LEVEL
 
 
 def best_of(lines: Sequence[Group], name: str) -> int:
     """The number of the line with the best value."""
-    values = [(-1 if _high(name) else 1) * _value(g, name) for g in lines]
+    values = [_sign(name) * _value(g, name) for g in lines]
     return int(np.nanargmin(values))
 
 
 def front_of(lines: Sequence[Group], name: str) -> list[int]:
     """From cheap to good: each significantly better than the one before, and the best of its cost."""
-    order = sorted(range(len(lines)), key=lambda i: (lines[i].made, (-1 if _high(name) else 1) * _value(lines[i], name)))
+    order = sorted(range(len(lines)), key=lambda i: (lines[i].made, _sign(name) * _value(lines[i], name)))
     front: list[int] = []
     for i in order:
         if not front or worse(lines[front[-1]], lines[i], name):
@@ -127,8 +126,9 @@ def front_of(lines: Sequence[Group], name: str) -> list[int]:
     return front
 
 
-def _high(name: str) -> bool:
-    return any(name == k or name.startswith(f"{k}_") for k in BETTER)
+def _sign(name: str) -> int:
+    """Of a measure such that less is better."""
+    return 1 if better(name) == "low" else -1
 
 
 def _value(group: Group, name: str) -> float:
@@ -160,13 +160,13 @@ class Gathered:
 def findings_of(found: Gathered, command: str, folder: str) -> Findings:
     """All that the page shows. `UserError` while no cell is finished."""
     study, name = found.study, column(found.study.metrics[0])
-    lines = groups_of(study, found.cells, found.records)
+    lines = groups_of(found.cells, found.records)
     failed = _failed(found)
     if not lines and failed:
         raise UserError(f"{folder}: all that ran failed, first ({failed[0][0]}): {failed[0][1]}")
     if not lines:
         raise UserError(f"{folder}: no cell of the study is finished yet: `sdediff study run` runs them.")
-    flows = groups_of(study, found.flows, found.records)
+    flows = groups_of(found.flows, found.records)
     plain = [g for g in flows if g.cell.guidance is None] or flows
     noise = floor_of(found.real)
     top, front = best_of(lines, name), front_of(lines, name)
@@ -180,7 +180,7 @@ def findings_of(found: Gathered, command: str, folder: str) -> Findings:
         answer=answer(study, lines, plain[0] if plain else None, noise, top, name, found.real),
         metric=name,
         titles=titles,
-        better={m: "high" if _high(m) else "low" for m in metrics} | {"error": "low"},
+        better={m: better(m) for m in (*metrics, "error")},
         lines=shown,
         reference=reference,
         noise=noise,
@@ -363,7 +363,7 @@ def chosen(lines: Sequence[Group], text: str) -> Group:
 def verdict(a: Group, b: Group, name: str, what: str) -> str:
     """ "A beats B by d [low, high], p = ..." or "a tie"."""
     found = against(a, b, name)
-    d, sign = found.difference, 1 if _high(name) else -1
+    d, sign = found.difference, -_sign(name)
     values = f"{_shown_or(a, name)} against {_shown_or(b, name)}"
     if found.p >= LEVEL:
         return f"A tie in {what}: {a.name} and {b.name} differ by {_span(d)}, p = {found.p:.2g} ({values})."

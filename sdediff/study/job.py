@@ -68,7 +68,7 @@ class Job:
                 raise UserError(f"the record of the real images is not there, in {self.store.folder}: run the study again.")
             if record.failed is not None:
                 raise UserError(f"the real images could not be measured: {record.failed}")
-            return judge_of(self.study, self.problem.extractor, record.tensors, self.problem.statistics)
+            return judge_of(self.study, self.problem.extractor, record.tensors)
 
         device = self.among.device or torch.device("cpu")
         common: dict[str, Any] = {"store": self.store, "judge": judge, "threads": self.threads, "device": device}

@@ -27,7 +27,7 @@ from ..names import UserError
 
 MOST = 10_000  # samples, and real images, that metrics of pairs are computed of: the first ones
 EXACT = 2_000  # of exact transport
-BETTER = {"inception_score": "high", "precision": "high", "recall": "high", "density": "high", "coverage": "high"}
+HIGH = ("inception_score", "precision", "recall", "density", "coverage")  # of which more is better
 TITLES = {
     "frechet": "Frechet distance",
     "frechet_infinity": "Frechet distance at infinitely many samples",
@@ -55,9 +55,9 @@ def title(metric: str) -> str:
     return TITLES[name] + (f", {where}" if where else "")
 
 
-def better(metric: str) -> str:
-    """Which is better, "low" or "high"."""
-    return BETTER.get(metric.partition("@")[0], "low")
+def better(name: str) -> str:
+    """Which is better, "low" or "high", of a metric or its column (precision@pixels, precision_pixels)."""
+    return "high" if any(name == k or name.startswith((f"{k}_", f"{k}@")) for k in HIGH) else "low"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +96,8 @@ class Judge:
     real: Mapping[str, _Real]
 
     @staticmethod
-    def of(
-        metrics: Sequence[str], extractor: str, features: Mapping[str, Tensor], moments: Mapping[str, Moments], known: Iterable[str] = ()
-    ) -> Judge:
-        """features: of the real images (N, d) by extractor; moments: of the data by extractor; known: those measured elsewhere."""
+    def of(metrics: Sequence[str], extractor: str, features: Mapping[str, Tensor], moments: Mapping[str, Moments]) -> Judge:
+        """features: of the real images (N, d) by extractor; moments: of the data by extractor, also of other images than these."""
         return Judge(metrics, extractor, {name: _Real(name, features.get(name), moments[name]) for name in moments})
 
     def estimates(self, stream: Stream, n: int) -> dict[str, Estimate]:

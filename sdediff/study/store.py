@@ -76,15 +76,8 @@ class Store:
 
     def record(self, cell: str) -> Record | None:
         """The record of a cell; None while there is none. A damaged one is put aside, with a warning, and is none."""
-        path = self._record(cell)
-        if not path.exists():
-            return None
-        try:
-            tensors, about = _read(path, cell)
-        except UserError as wrong:
-            _put_aside(path, wrong)
-            return None
-        return Record(about, tensors)
+        found = _whole(self._record(cell), cell)
+        return None if found is None else Record(found[1], found[0])
 
     def stamp(self, cell: str) -> int | None:
         """When the record of a cell was written, in nanoseconds; None while there is none."""
@@ -97,25 +90,14 @@ class Store:
         """Write a record whole."""
         _write(self._record(cell), cell, record.tensors, record.about)
 
-    def forget(self, cell: str) -> None:
-        """Take a record away, so that the cell runs again."""
-        self._record(cell).unlink(missing_ok=True)
-
     def finished(self, cell: str) -> set[int]:
         """The numbers of a cell's chunks that are there."""
         return {int(path.stem) for path in self._parts(cell).glob("*.safetensors") if path.stem.isdigit()}
 
     def chunk(self, cell: str, number: int) -> Chunk | None:
         """One finished chunk; None if it is not there. A damaged one is put aside, with a warning, and is none."""
-        path = self._part(cell, number)
-        if not path.exists():
-            return None
-        try:
-            tensors, about = _read(path, cell)
-        except UserError as wrong:
-            _put_aside(path, wrong)
-            return None
-        return Chunk(number, tensors, about["costs"])
+        found = _whole(self._part(cell, number), cell)
+        return None if found is None else Chunk(number, found[0], found[1]["costs"])
 
     def write_chunk(self, cell: str, chunk: Chunk) -> None:
         """Write a finished chunk whole."""
@@ -185,6 +167,17 @@ def _write(path: Path, cell: str, tensors: Mapping[str, Tensor], about: Mapping[
     whole = {"format": FORMAT, "cell": cell, **{k: v for k, v in about.items() if k != "sum"}}
     with _told():
         write(path, tensors, {**whole, "sum": _sum(tensors, whole)})
+
+
+def _whole(path: Path, cell: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """(tensors, description) of a file of this cell; None where there is none, or a damaged one, which is put aside."""
+    if not path.exists():
+        return None
+    try:
+        return _read(path, cell)
+    except UserError as wrong:
+        _put_aside(path, wrong)
+        return None
 
 
 def _read(path: Path, cell: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -118,17 +118,17 @@ class Real:
             if f"{name} logits" in next(chunks()).tensors:
                 tensors[f"{name} logits"] = torch.cat([c.tensors[f"{name} logits"] for c in chunks()])
         tensors |= _images(chunks(), self.study.shown)
-        judge = judge_of(self.study, self.problem.extractor, tensors, known=self.problem.statistics)
+        judge = judge_of(self.study, self.problem.extractor, tensors)
         size, floor = judge.floor(tensors.get(f"{self.problem.extractor} logits"), self.study.samples)
         tensors |= {f"floor.{k}": torch.from_numpy(v) for k, v in floor.items()}
         return Record({**self.about(), "status": "done", "floor": size}, tensors)
 
 
-def judge_of(study: Study, extractor: str, tensors: Mapping[str, Tensor], known: Iterable[str] = ()) -> Judge:
-    """The judge that a record of the real images makes. known: extractors whose moments were measured elsewhere, on other images."""
+def judge_of(study: Study, extractor: str, tensors: Mapping[str, Tensor]) -> Judge:
+    """The judge that a record of the real images makes."""
     names = [k.removesuffix(".mean") for k in tensors if k.endswith(".mean")]
     found = {name: Moments(tensors[f"{name}.mean"], tensors[f"{name}.cov"], int(tensors[f"{name}.n"])) for name in names}
-    return Judge.of(study.metrics, extractor, {name: tensors[f"{name}.features"] for name in names}, found, known)
+    return Judge.of(study.metrics, extractor, {name: tensors[f"{name}.features"] for name in names}, found)
 
 
 @dataclass(frozen=True, eq=False)
